@@ -1,0 +1,189 @@
+"""`objrl demo`: play a game without a network connection and show what its objects are.
+
+The policy is random; what is shown is the perception. Letters: N frames, K slots, H W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from objrl.draw import Image, contact_sheet, draw_slots, write_png, write_video
+from objrl.perceiver import FramePerceiver
+from objrl.slots import Slots
+from objrl.weights import load
+from objrl.wrappers import ObjectSlots
+from objrl.wrappers.object_slots import weights_for
+
+VIDEO_SCALE = 3
+VIDEO_FPS = 15
+"""As fast as the game: the v5 games act on every fourth of 60 frames a second."""
+SHEET_FRAMES = 4
+TIMED_FRAMES = 100
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Play a game offline and show its objects: a table, a video and a contact sheet."""
+
+    env: str = "ALE/SpaceInvaders-v5"
+    """Gymnasium id of the game."""
+    weights: str | None = None
+    """Shipped weights by name, or the path of a .safetensors file; by default the game's own."""
+    steps: int = 300
+    """How many actions to play."""
+    out: Path = Path()
+    """Folder for demo.mp4 and demo.png."""
+    seed: int = 0
+    """Seed of the game and of the random policy."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one."""
+    threads: int = 2
+    """CPU threads for the perception."""
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo measured and wrote.
+
+    Attributes:
+        slots: B = 1, those of the table.
+        perception_fps: frames a second of the perception alone, by its median time for one frame.
+        whole_fps: frames a second of game and perception, by the median time of one step.
+        video: the MP4 file.
+        sheet: the PNG file.
+    """
+
+    slots: Slots
+    perception_fps: float
+    whole_fps: float
+    video: Path
+    sheet: Path
+
+
+def demo(config: DemoConfig) -> DemoReport:
+    """Play, print and write what `objrl demo` promises.
+
+    Raises:
+        ValueError: no steps or threads, unknown weights, none shipped for the game, a bad device.
+        gymnasium.error.Error: unknown game.
+        OSError: a file cannot be written.
+    """
+    for name in ("steps", "threads"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    gym.register_envs(ale_py)
+    weights = config.weights or weights_for(config.env)
+    perceiver = load(weights, device=config.device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    video, sheet = config.out / "demo.mp4", config.out / "demo.png"
+
+    with _threads(config.threads):
+        frames, slots, whole_fps = _play(config, perceiver)
+        perception_fps = _time_perception(perceiver, frames)
+        shown = len(frames) // 2
+        print(f"{config.env}: {config.steps} random actions, weights {weights}")
+        print(
+            f"\nThe objects of frame {shown}; x and y in [-1, 1], w and h as fractions of the frame"
+        )
+        print(format_slots(slots[shown], *frames[shown].shape[:2]))
+        print(f"\nperception alone     {perception_fps:7.1f} frames/s on {perceiver.device}")
+        print(f"game and perception  {whole_fps:7.1f} frames/s, both by the median frame")
+        write_video(video, _draw_all(frames, slots), VIDEO_FPS)
+        write_png(sheet, _draw_sheet(perceiver, frames, slots))
+    print(f"\nwrote {video} and {sheet}")
+    return DemoReport(slots[shown], perception_fps, whole_fps, video, sheet)
+
+
+def format_slots(slots: Slots, height: int, width: int) -> str:
+    """Return a table of the present rows of one frame's slots (B = 1), H x W pixels large."""
+    values, boxes = slots.numpy(), slots.boxes(height, width)[0].cpu().numpy()
+    lines = ["row   id       x       y      w      h  presence   depth  box x0 y0 x1 y1 in pixels"]
+    for row in np.flatnonzero(values["presence"][0, :, 0]):
+        (x, y), (w, h) = values["position"][0, row], values["scale"][0, row]
+        presence, depth = values["presence"][0, row, 0], values["depth"][0, row, 0]
+        lines.append(
+            f"{row:3d} {values['track_id'][0, row, 0]:4d} {x:7.3f} {y:7.3f} {w:6.3f} {h:6.3f} "
+            f"{presence:9.3f} {depth:7.3f}  " + " ".join(f"{side:5.1f}" for side in boxes[row])
+        )
+    return "\n".join(lines if len(lines) > 1 else [*lines, "(no objects)"])
+
+
+def _play(config: DemoConfig, perceiver: FramePerceiver) -> tuple[list[Image], Slots, float]:
+    """Return N = steps + 1 frames, their slots (B = N), and frames a second of game and slots."""
+    env = ObjectSlots(gym.make(config.env, render_mode="rgb_array"), perceiver)
+    env.action_space.seed(config.seed)
+    try:
+        env.reset(seed=config.seed)
+        frames, seen = [_raw_frame(env)], [env.slots]
+        seconds = []
+        for _ in tqdm(range(config.steps), "playing", unit="frame", leave=False):
+            begin = time.perf_counter()
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            seconds.append(time.perf_counter() - begin)
+            if terminated or truncated:
+                env.reset()
+            frames.append(_raw_frame(env))
+            seen.append(env.slots)
+    finally:
+        env.close()
+    whole = {f.name: torch.cat([getattr(slots, f.name) for slots in seen]) for f in fields(Slots)}
+    return frames, Slots(**whole), 1 / statistics.median(seconds)
+
+
+def _raw_frame(env: ObjectSlots) -> Image:
+    """Return the frame without the boxes that `ObjectSlots.render` draws."""
+    return np.asarray(env.unwrapped.render(), dtype=np.uint8)
+
+
+def _time_perception(perceiver: FramePerceiver, frames: list[Image]) -> float:
+    """Return frames a second of `step` alone, for one environment.
+
+    By the median, which other work on the machine and the first, slow call hardly change.
+    """
+    state, first, seconds = perceiver.initial_state(1), torch.ones(1, dtype=torch.bool), []
+    for frame in frames[:TIMED_FRAMES]:
+        begin = time.perf_counter()
+        slots, state = perceiver.step(torch.from_numpy(frame)[None], state, first)
+        slots.presence.cpu()  # waits for the device
+        seconds.append(time.perf_counter() - begin)
+        first = torch.zeros_like(first)
+    return 1 / statistics.median(seconds)
+
+
+def _draw_all(frames: list[Image], slots: Slots) -> Iterator[Image]:
+    values, boxes = slots.numpy(), slots.boxes(*frames[0].shape[:2]).cpu().numpy()
+    each = zip(frames, boxes, values["presence"], values["track_id"], strict=True)
+    for frame, box, presence, ids in tqdm(each, "drawing", len(frames), unit="frame", leave=False):
+        yield draw_slots(frame, box, presence, ids, VIDEO_SCALE)
+
+
+def _draw_sheet(perceiver: FramePerceiver, frames: list[Image], slots: Slots) -> Image:
+    """Some frames of the whole run, input, boxes, foreground and background beside each other."""
+    picked = np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).astype(int)
+    images = np.stack([frames[index] for index in picked])
+    with torch.inference_mode():
+        parts = perceiver.detector.decompose(torch.from_numpy(images).to(perceiver.device))
+    chosen = slots.map(lambda field: field[torch.from_numpy(picked).to(field.device)])
+    return contact_sheet(images, chosen, parts, rows=[f"frame {index}" for index in picked])
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Let torch use so many CPU threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

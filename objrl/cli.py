@@ -1,0 +1,158 @@
+"""The `objrl` command: one verb per job, its options are the fields of the job's config.
+
+Verbs are imported when they are used, so that `objrl --help` answers at once. Nothing imports
+this module; it is the one place that looks up at everything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's work is done."""
+
+    module: str
+    config: str
+    """Name of the frozen dataclass in `module` whose fields are the options."""
+    function: str
+    """Name of the function in `module` that takes it."""
+    summary: str
+    extra: str = "pretrain"
+    """The extra that installs what it needs beyond the core."""
+
+
+VERBS = {
+    "demo": Verb(
+        "objrl.agents.demo", "DemoConfig", "demo", "play a game offline and show its objects"
+    ),
+    "collect": Verb(
+        "objrl.pretrain.collect", "CollectConfig", "collect", "record a game's frames to learn from"
+    ),
+    "pretrain": Verb(
+        "objrl.pretrain.train", "TrainConfig", "train", "learn a detector from recorded frames"
+    ),
+    "evaluate": Verb(
+        "objrl.pretrain.evaluate",
+        "EvaluateConfig",
+        "evaluate",
+        "score a detector against true boxes or frames",
+        extra="eval",
+    ),
+    "weights": Verb(
+        "objrl.cli", "WeightsConfig", "show_weights", "list the shipped detectors and their scores"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """List the shipped detectors and their scores."""
+
+
+def show_weights(config: WeightsConfig) -> None:
+    """Print a table of what is shipped."""
+    from objrl.weights import list_weights
+
+    shipped = list_weights()
+    if not shipped:
+        print("No weights are shipped yet; `objrl pretrain` makes some.")
+        return
+    scores = sorted({score for weights in shipped for score in weights.metrics})
+    table = [["name", *scores, "learnt by", "for"]]
+    for weights in shipped:
+        values = [f"{weights.metrics[s]:.3g}" if s in weights.metrics else "-" for s in scores]
+        table.append([weights.name, *values, weights.title, ", ".join(weights.env_ids)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: the words after `objrl`; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 for a mistake that a user can mend, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from objrl import __version__
+
+        print(f"objrl {__version__}")
+        return 0
+    name, *options = words
+    try:
+        _run(name, options)
+    except KeyboardInterrupt:
+        print(f"\nobjrl {name}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = _readable(error, name)
+        if message is None or os.environ.get("OBJRL_DEBUG") == "1":
+            raise
+        print(f"objrl {name}: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(name: str, options: list[str]) -> None:
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ValueError(f"no such command; {hint}There are {', '.join(VERBS)} (objrl --help)")
+    verb = VERBS[name]
+    import tyro
+
+    module = importlib.import_module(verb.module)
+    config = tyro.cli(getattr(module, verb.config), prog=f"objrl {name}", args=options)
+    getattr(module, verb.function)(config)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: objrl COMMAND [OPTIONS]",
+            "",
+            "Objects instead of pixels for reinforcement learning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "objrl COMMAND --help shows its options; objrl --version the version.",
+            "OBJRL_DEBUG=1 shows the traceback of an error.",
+        ]
+    )
+
+
+def _readable(error: Exception, name: str) -> str | None:
+    """Return one line for a mistake that a user can mend, None for what looks like our own."""
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing == "objrl":
+            return None
+        return f"needs {missing}: pip install 'objrl[{VERBS[name].extra}]'"
+    # FloatingPointError is a diverged training. Gymnasium's errors (an unknown id, say) share no
+    # base with the built-in ones.
+    ours = isinstance(error, ValueError | OSError | FloatingPointError) or any(
+        base.__module__ == "gymnasium.error" for base in type(error).__mro__
+    )
+    return " ".join(str(error).split()) or type(error).__name__ if ours else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

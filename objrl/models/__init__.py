@@ -1,0 +1,16 @@
+"""The models, one file a paper; `MODELS` names them in weights files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from objrl.models.median import Median, MedianConfig
+from objrl.models.space import Space, SpaceConfig
+
+MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "space": (SpaceConfig, Space),
+    "median": (MedianConfig, Median),
+}
+"""Name -> (config class, model class); a model takes its config and nothing else."""

@@ -1,0 +1,233 @@
+"""The backgrounds of SPACE: K components as in the paper, or a known picture with a weak residual.
+
+`Components` is Algorithms 3 and 4 of SPACE (arXiv 2001.02407): masks by stick-breaking from an
+LSTM, one appearance a mask. `Static` is ours for scenes whose background hardly changes: the
+picture that `objrl.models.median` finds plus a residual too coarse to draw an object.
+
+Letters: B batch, K components, C channels, H W canvas, D latent size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objrl.nn.blocks import Conv, conv_stack
+from objrl.nn.distributions import Gaussian, gaussian_kl
+
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class BackgroundOutput:
+    """A background explained.
+
+    Attributes:
+        mean: (B, K, 3, H, W) appearance of every component, mu_bg_k.
+        mask: (B, K, 1, H, W) mixing weights pi_k, sum to one over K.
+        kl_mask: (B,) KL of z_m against its autoregressive prior, in nats.
+        kl_component: (B,) KL of z_c given z_m.
+    """
+
+    mean: Tensor
+    mask: Tensor
+    kl_mask: Tensor
+    kl_component: Tensor
+
+    @property
+    def image(self) -> Tensor:
+        """(B, 3, H, W) the mixture's mean."""
+        return (self.mask * self.mean).sum(1)
+
+
+def stick_breaking(logit: Tensor) -> Tensor:
+    """(B, K, 1, H, W) logits -> masks that sum to one; the last takes what is left (GENESIS)."""
+    log_on = F.logsigmoid(logit[:, :-1])
+    log_off = F.logsigmoid(-logit[:, :-1]).cumsum(1)
+    zero = torch.zeros_like(logit[:, :1])
+    return (torch.cat([log_on, zero], 1) + torch.cat([zero, log_off], 1)).exp()
+
+
+class ImageEncoder(nn.Module):
+    """Tables "Background Image Encoder" and "Component Encoder": four convolutions, one linear.
+
+    The tables have batch normalisation; we take group normalisation, which does not fail at the
+    batch sizes that a small machine allows and makes a frame's code independent of its batch.
+    """
+
+    def __init__(self, inputs: int, channels: tuple[int, ...], outputs: int, size: tuple[int, int]):
+        super().__init__()
+        rows = [Conv(c, 3, 2, groups=8) for c in channels]
+        self.features = conv_stack(inputs, rows)
+        height, width = (-(-side // 2 ** len(channels)) for side in size)
+        self.head = nn.Linear(channels[-1] * height * width, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, outputs)."""
+        code: Tensor = self.head(self.features(image).flatten(1))
+        return code
+
+
+class MaskDecoder(nn.Module):
+    """Table "Mask Decoder": sub-pixel convolutions from 1 x 1 to 128 x 128."""
+
+    def __init__(self, z_dim: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        if size != (128, 128):
+            raise ValueError(f"MaskDecoder: the paper's table draws 128 x 128, got {size}")
+        up = [(256, 4, 256), (128, 2, 128), (64, 4, 64), (16, 4, 16)]
+        rows = [Conv(256, 1, groups=16)]
+        for shuffled, factor, after in up:
+            groups = max(after // 16, 4)
+            rows.append(Conv(shuffled, 1, groups=groups, up=factor))
+            rows.append(Conv(after, 3, groups=groups))
+        rows.append(Conv(16, 3, groups=4))
+        self.layers = nn.Sequential(conv_stack(z_dim, rows), nn.Conv2d(16, 1, 3, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, D) -> (N, 1, 128, 128) logits."""
+        logit: Tensor = self.layers(z[:, :, None, None])
+        return logit
+
+
+class ComponentDecoder(nn.Module):
+    """Table "Component Decoder": spatial broadcast (Watters et al. 2019), four convolutions."""
+
+    def __init__(self, z_dim: int, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        rows = [Conv(channels, 3, groups=8) for _ in range(3)]
+        self.layers = nn.Sequential(
+            conv_stack(z_dim + 2, rows), nn.Conv2d(channels, 3, 3, 1, 1), nn.Sigmoid()
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, D) -> (N, 3, H, W) in [0, 1]."""
+        height, width = self.size
+        y = torch.linspace(-1, 1, height, device=z.device, dtype=z.dtype)
+        x = torch.linspace(-1, 1, width, device=z.device, dtype=z.dtype)
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(z), -1, -1, -1)
+        spread = z[:, :, None, None].expand(-1, -1, height, width)
+        image: Tensor = self.layers(torch.cat([spread, grid], dim=1))
+        return image
+
+
+class Components(nn.Module):
+    """K components: z_m draws a mask, z_c given the mask its appearance (Algorithms 3 and 4)."""
+
+    def __init__(
+        self, components: int, size: tuple[int, int], z_mask: int = 32, z_component: int = 32
+    ) -> None:
+        super().__init__()
+        self.components = components
+        hidden, code = 64, 64
+        self.image_encoder = ImageEncoder(3, (64, 64, 64, 64), code, size)
+        self.rnn = nn.LSTMCell(z_mask + code, hidden)
+        self.predict_mask = nn.Linear(hidden, 2 * z_mask)
+        self.mask_decoder = MaskDecoder(z_mask, size)
+        self.component_encoder = ImageEncoder(4, (32, 32, 64, 64), 2 * z_component, size)
+        self.component_decoder = ComponentDecoder(z_component, 32, size)
+        self.prior_rnn = nn.LSTMCell(z_mask, hidden)
+        self.predict_mask_prior = nn.Linear(hidden, 2 * z_mask)
+        self.predict_component = nn.Sequential(
+            *(nn.Linear(z_mask, hidden), nn.CELU(), nn.Linear(hidden, hidden), nn.CELU()),
+            nn.Linear(hidden, 2 * z_component),
+        )
+        # h_0, c_0 and the dummy z_m_0, learned, for the posterior and for the prior.
+        self.start = nn.Parameter(torch.zeros(2, hidden + hidden + z_mask))
+
+    def _begin(self, which: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.rnn.hidden_size
+        start = self.start[which].expand(batch, -1)
+        return start[:, :hidden], start[:, hidden : 2 * hidden], start[:, 2 * hidden :]
+
+    def forward(self, image: Tensor) -> BackgroundOutput:
+        """Explain (B, 3, H, W) images."""
+        batch = len(image)
+        code = self.image_encoder(image)
+        h, c, z = self._begin(0, batch)
+        h_prior, c_prior, z_prior = self._begin(1, batch)
+        samples: list[Tensor] = []
+        kl_mask = image.new_zeros(batch)
+        for _ in range(self.components):
+            h, c = self.rnn(torch.cat([z, code], dim=1), (h, c))
+            q = Gaussian.from_raw(self.predict_mask(h))
+            h_prior, c_prior = self.prior_rnn(z_prior, (h_prior, c_prior))
+            p = Gaussian.from_raw(self.predict_mask_prior(h_prior))
+            z = z_prior = q.sample()
+            samples.append(z)
+            kl_mask = kl_mask + gaussian_kl(q, p.mean, p.std).sum(1)
+        z_mask = torch.stack(samples, dim=1)
+        mask = self._masks(z_mask)
+        shown = image[:, None].expand(-1, self.components, -1, -1, -1)
+        seen = torch.cat([(mask + _EPS).log(), shown], dim=2).flatten(0, 1)
+        q = Gaussian.from_raw(self.component_encoder(seen))
+        p = Gaussian.from_raw(self.predict_component(z_mask.flatten(0, 1)))
+        kl = gaussian_kl(q, p.mean, p.std).sum(1).view(batch, -1).sum(1)
+        mean = self.component_decoder(q.sample()).unflatten(0, (batch, self.components))
+        return BackgroundOutput(mean, mask, kl_mask, kl)
+
+    def _masks(self, z_mask: Tensor) -> Tensor:
+        logit = self.mask_decoder(z_mask.flatten(0, 1))
+        return stick_breaking(logit.unflatten(0, z_mask.shape[:2]))
+
+    def generate(self, batch: int) -> BackgroundOutput:
+        """Draw backgrounds from the prior (Algorithm 4)."""
+        h, c, z = self._begin(1, batch)
+        samples: list[Tensor] = []
+        for _ in range(self.components):
+            h, c = self.prior_rnn(z, (h, c))
+            z = Gaussian.from_raw(self.predict_mask_prior(h)).sample()
+            samples.append(z)
+        z_mask = torch.stack(samples, dim=1)
+        prior = Gaussian.from_raw(self.predict_component(z_mask.flatten(0, 1)))
+        mean = self.component_decoder(prior.sample()).unflatten(0, (batch, self.components))
+        none = z_mask.new_zeros(batch)
+        return BackgroundOutput(mean, self._masks(z_mask), none, none)
+
+
+class Static(nn.Module):
+    """One component: a picture known beforehand plus a residual of a few latents on a coarse map.
+
+    Attributes:
+        picture: (3, H, W) in [0, 1], set from the frames before training; saved with the weights.
+    """
+
+    picture: Tensor
+
+    def __init__(self, size: tuple[int, int], z_component: int = 8, coarse: int = 16) -> None:
+        super().__init__()
+        self.size, self.coarse = size, (-(-size[0] // coarse), -(-size[1] // coarse))
+        self.z_component = z_component
+        self.register_buffer("picture", torch.zeros(3, *size))
+        inputs = 3 * self.coarse[0] * self.coarse[1]
+        self.encoder = nn.Sequential(
+            nn.Linear(inputs, 64), nn.CELU(), nn.Linear(64, 2 * z_component)
+        )
+        last = nn.Linear(64, inputs)
+        self.decoder = nn.Sequential(nn.Linear(z_component, 64), nn.CELU(), last)
+        # The picture is right until training finds otherwise.
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, image: Tensor) -> BackgroundOutput:
+        """Explain (B, 3, H, W) images."""
+        small = F.adaptive_avg_pool2d(image - self.picture, self.coarse)
+        q = Gaussian.from_raw(self.encoder(small.flatten(1)))
+        kl = gaussian_kl(q, 0.0, 1.0).sum(1)
+        z = q.sample() if self.training else q.mean
+        return self._draw(z, kl)
+
+    def generate(self, batch: int) -> BackgroundOutput:
+        """Draw backgrounds from the prior."""
+        z = torch.randn(batch, self.z_component, device=self.picture.device)
+        return self._draw(z, z.new_zeros(batch))
+
+    def _draw(self, z: Tensor, kl: Tensor) -> BackgroundOutput:
+        coarse = self.decoder(z).view(-1, 3, *self.coarse)
+        residual = F.interpolate(coarse, self.size, mode="bilinear", align_corners=False)
+        mean = (self.picture + residual)[:, None]
+        return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)

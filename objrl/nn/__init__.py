@@ -1,0 +1,1 @@
+"""Parts that the models share: blocks, spatial transformers, distributions."""

@@ -1,0 +1,163 @@
+"""What every model gives an agent, whatever the paper: frames in, slots out.
+
+A model that looks at one frame at a time is a `Detector`; `FramePerceiver` lends it a memory
+(the tracker) and so makes it a `Perceiver`. A recurrent model (SCALOR) is a `Perceiver` itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from objrl import tracking
+from objrl.frames import check_frames
+from objrl.slots import Slots
+
+
+@runtime_checkable
+class Perceiver(Protocol):
+    """Online perception of B environments at once; see `FramePerceiver` for the words."""
+
+    max_slots: int
+    what_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; frames from elsewhere are moved there."""
+        ...
+
+    def initial_state(self, batch: int) -> Any:
+        """Return the state of B environments that have seen nothing."""
+        ...
+
+    def step(self, frames: Tensor, state: Any, is_first: Tensor) -> tuple[Slots, Any]:
+        """See the next frame of every environment."""
+        ...
+
+    def encode(self, frames: Tensor) -> Slots:
+        """See frames that have no past."""
+        ...
+
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return whose pixel is whose."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A frame taken apart, for pictures; every field (B, ·, h, w) float32 in [0, 1].
+
+    h and w are the model's own canvas, which need not be the frame's size.
+
+    Attributes:
+        image: (B, 3, h, w) what the model was shown.
+        reconstruction: (B, 3, h, w) what it makes of it.
+        foreground: (B, 3, h, w) the objects on black.
+        background: (B, 3, h, w) the rest.
+        alpha: (B, 1, h, w) where the objects are.
+    """
+
+    image: Tensor
+    reconstruction: Tensor
+    foreground: Tensor
+    background: Tensor
+    alpha: Tensor
+
+
+class Detector(Protocol):
+    """A model that sees one frame at a time and follows nothing."""
+
+    max_slots: int
+    what_size: int
+
+    def detect(self, frames: Tensor) -> Slots:
+        """Return slots without identity: present rows first, by falling presence; ids -1."""
+        ...
+
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return (B, K+1, H, W) masks in the order of `detect`'s rows, the background last."""
+        ...
+
+    def decompose(self, frames: Tensor) -> Decomposition:
+        """Return the parts that a picture shows."""
+        ...
+
+
+class FramePerceiver(nn.Module):
+    """A detector with a tracker: the `Perceiver` of every model without a memory of its own.
+
+    Attributes:
+        detector: the model (SPACE, median, …), an `nn.Module` that is also a `Detector`.
+        max_slots: K.
+        what_size: D.
+    """
+
+    def __init__(self, detector: nn.Module, follow: tracking.TrackerConfig | None = None) -> None:
+        super().__init__()
+        self.detector: Any = detector
+        sizes: Any = detector  # nn.Module's attributes have no type of their own
+        self.max_slots: int = sizes.max_slots
+        self.what_size: int = sizes.what_size
+        self.follow = follow or tracking.TrackerConfig()
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; frames from elsewhere are moved there."""
+        tensors = [*self.detector.parameters(), *self.detector.buffers()]
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    def initial_state(self, batch: int) -> tracking.TrackerState:
+        """Return the state of `batch` environments that have seen nothing."""
+        return tracking.initial_state(batch, self.max_slots, self.what_size, self.device)
+
+    @torch.inference_mode()
+    def step(
+        self, frames: Tensor, state: tracking.TrackerState, is_first: Tensor
+    ) -> tuple[Slots, tracking.TrackerState]:
+        """See the next frame of every environment; pure, and env b depends on env b alone.
+
+        Args:
+            frames: (B, H, W, 3) uint8 RGB, any H and W.
+            state: what `initial_state` or the last `step` returned.
+            is_first: (B,) bool. Environments whose frame begins an episode: their past is dropped.
+
+        Returns:
+            The slots, rows kept per followed object, and the next state.
+        """
+        found = self.detector.detect(check_frames(frames).to(self.device))
+        return tracking.follow(found, state, is_first.to(self.device), self.follow)
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Slots:
+        """See (B, H, W, 3) uint8 RGB frames without a past: `step` from a fresh state."""
+        state = self.initial_state(len(frames))
+        first = torch.ones(len(frames), dtype=torch.bool, device=self.device)
+        return self.step(frames, state, first)[0]
+
+    @torch.inference_mode()
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return (B, K+1, H, W) float32 masks that sum to one over dim 1.
+
+        Mask k belongs to row k of `encode(frames)`; the last one is the background.
+        """
+        masks: Tensor = self.detector.segment(check_frames(frames).to(self.device))
+        return masks
+
+
+def limit_slots(slots: Slots, rows: int) -> Slots:
+    """Cut or pad the rows of slots whose present rows come first to exactly `rows`."""
+    held = slots.presence.shape[1]
+    if rows <= held:
+        return slots.map(lambda field: field[:, :rows])
+    pad = Slots.empty(len(slots), rows - held, slots.what.shape[-1], slots.presence.device)
+    return replace(
+        slots,
+        **{
+            name: torch.cat([getattr(slots, name), getattr(pad, name)], dim=1)
+            for name in vars(slots)
+        },
+    )

@@ -1,0 +1,161 @@
+"""Who plays while frames are collected: nobody in particular, or a trained SB3 agent.
+
+A saved SB3 agent is a zip of tensors, JSON and pickled Python objects. Only the tensors and the
+plain JSON are read here: the policy is built anew as SB3 builds its `CnnPolicy` (PPO, A2C, DQN) and
+the tensors must fit it exactly. Nothing is unpickled, so a zip from a stranger can run no code.
+
+Letters: B environments, H W pixels, C channels (frames stacked).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Frames = npt.NDArray[np.uint8]
+Actions = npt.NDArray[Any]
+
+
+class Policy(Protocol):
+    """Chooses the next action of every environment."""
+
+    def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
+        """Act on (B, H, W, 3) uint8 RGB frames; where `is_first` (B,), an episode begins."""
+        ...
+
+
+class RandomPolicy:
+    """Every action as likely as any other."""
+
+    def __init__(self, actions: gym.Space[Any], seed: int) -> None:
+        """Draw from `actions`, the action space of all environments together."""
+        self._actions = actions
+        self._actions.seed(seed)
+
+    def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
+        """Draw one action an environment; neither argument is looked at."""
+        drawn: Actions = self._actions.sample()
+        return drawn
+
+
+class SavedPolicy:
+    """The convolutional policy of a saved SB3 agent, seeing what it saw in training.
+
+    Frames are made grey, resized as SB3's `WarpFrame` does and stacked. SB3's wrappers also take
+    the maximum of two raw frames, which a frame of 4 emulator steps does not tell: where things
+    flicker, the agent may play a little worse than it did.
+    """
+
+    def __init__(self, path: Path, actions: gym.Space[Any], epsilon: float, seed: int) -> None:
+        """Load the agent.
+
+        Args:
+            path: the zip that SB3's `save` wrote.
+            actions: action space of one environment.
+            epsilon: in [0, 1]. How often to act at random instead, so that a play differs from
+                the last.
+            seed: of the draws.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: not an SB3 zip, not a `CnnPolicy` of PPO, A2C or DQN, or of other actions.
+        """
+        weights, shape = _read_zip(path)
+        if not isinstance(actions, gym.spaces.Discrete):
+            raise ValueError(f"policy: expected discrete actions, got {actions}")
+        self._count = int(actions.n)
+        self._policy, self._actor = _build(path, weights, shape, self._count)
+        self._channels, self._height, self._width = shape
+        self._epsilon = epsilon
+        self._rng = np.random.default_rng(seed)
+        self._stack = np.zeros((0, *shape), dtype=np.uint8)
+
+    def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
+        """Draw from the policy's probabilities, or take its best action where it has none."""
+        seen = np.stack([self._shrink(frame) for frame in frames])[:, None]
+        if len(self._stack) != len(frames):
+            self._stack = np.zeros((len(frames), *self._stack.shape[1:]), dtype=np.uint8)
+        # As SB3's VecFrameStack: an episode begins with zeros before its first frame.
+        past = np.where(is_first[:, None, None, None], 0, self._stack[:, 1:])
+        self._stack = np.concatenate([past, seen], axis=1, dtype=np.uint8)
+        with torch.inference_mode():
+            logits = self._logits(torch.from_numpy(self._stack))
+        # Gumbel's trick: the best of logits plus such noise is a draw from their softmax.
+        noise = self._rng.gumbel(size=logits.shape) if self._actor else 0.0
+        chosen = np.argmax(logits.numpy() + noise, axis=1)
+        drawn = self._rng.integers(self._count, size=len(chosen))
+        return np.where(self._rng.random(len(chosen)) < self._epsilon, drawn, chosen)
+
+    def _shrink(self, frame: Frames) -> npt.NDArray[Any]:
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        return cv2.resize(grey, (self._width, self._height), interpolation=cv2.INTER_AREA)
+
+    def _logits(self, stack: Tensor) -> Tensor:
+        """(B, actions) log-probabilities of an actor, values of DQN."""
+        if self._actor:
+            logits: Tensor = self._policy.get_distribution(stack).distribution.logits
+            return logits
+        values: Tensor = self._policy.q_net(stack)
+        return values
+
+
+def _read_zip(path: Path) -> tuple[dict[str, Tensor], tuple[int, int, int]]:
+    """Return the policy's tensors and its observation's shape (C, H, W)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --policy wants 'random' or an SB3 zip")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            weights = torch.load(
+                io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
+            )
+            # Of the pickled observation space SB3 also notes the plain parts, its shape among them.
+            shape = json.loads(archive.read("data"))["observation_space"]["_shape"]
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as problem:
+        raise ValueError(
+            f"{path}: expected a zip written by Stable-Baselines3's `save` of an agent that sees "
+            f"images, got something else ({problem!r})"
+        ) from problem
+    if len(shape) == 3 and shape[2] < shape[0]:
+        shape = [shape[2], *shape[:2]]
+    return weights, tuple(shape)
+
+
+def _build(
+    path: Path, weights: dict[str, Tensor], shape: tuple[int, ...], count: int
+) -> tuple[Any, bool]:
+    """Return the policy with its weights, and whether it is an actor (else DQN)."""
+    from stable_baselines3.common.policies import ActorCriticCnnPolicy
+    from stable_baselines3.dqn.policies import CnnPolicy as DqnCnnPolicy
+
+    actor = "action_net.weight" in weights
+    head = weights.get("action_net.weight" if actor else "q_net.q_net.0.weight")
+    known = "a CnnPolicy of PPO, A2C or DQN on grey frames, trained with SB3's default network"
+    if head is None or len(shape) != 3 or shape[0] == 3:
+        raise ValueError(
+            f"{path}: expected {known}, got one for observations {shape}; "
+            "collect with your own loop and objrl.pretrain.store.FrameWriter"
+        )
+    if len(head) != count:
+        raise ValueError(
+            f"{path}: expected an agent with the environment's {count} actions, got one with "
+            f"{len(head)}; was it trained on another game?"
+        )
+    build = ActorCriticCnnPolicy if actor else DqnCnnPolicy
+    policy: Any = build(
+        gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Discrete(count), lambda _: 0.0
+    )
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as problem:
+        raise ValueError(f"{path}: expected {known}, got other layers ({problem})") from problem
+    return policy.eval(), actor

@@ -1,0 +1,40 @@
+"""What a run says of itself at its end: held-out terms of the loss, and a picture. No labels."""
+
+from __future__ import annotations
+
+import torch
+
+from objrl.draw import contact_sheet
+from objrl.models.median import Image
+from objrl.perceiver import FramePerceiver
+from objrl.pretrain.space_task import SpaceTask
+
+
+@torch.no_grad()
+def final_metrics(task: SpaceTask, frames: Image, batch: int = 16) -> dict[str, float]:
+    """Return means over (N, H, W, 3) uint8 held-out frames, posterior means in place of samples.
+
+    `val_elbo` is in nats a frame with the last step's priors, `val_mse` the squared error summed
+    over a frame's pixels and channels, `val_objects` the number of objects a frame.
+    """
+    device = next(task.eval().parameters()).device
+    last = float("inf") if task.recipe.unit == "steps" else 1.0
+    sums = {"elbo": 0.0, "mse": 0.0, "objects": 0.0}
+    for begin in range(0, len(frames), batch):
+        part = task.prepare(frames[begin : begin + batch])
+        _, terms = task(part.to(device), last)
+        nats = [v for k, v in terms.items() if k == "nll" or k.startswith("kl_")]
+        count = len(part.frames)
+        sums["elbo"] -= float(torch.stack(nats).sum()) * count
+        sums["mse"] += float(terms["mse"]) * count
+        sums["objects"] += float(terms["objects"]) * count
+    return {f"val_{name}": round(value / len(frames), 3) for name, value in sums.items()}
+
+
+@torch.no_grad()
+def picture(perceiver: FramePerceiver, frames: Image) -> Image:
+    """Draw input, boxes, foreground, background and mask of (N, H, W, 3) uint8 frames."""
+    tensor = torch.from_numpy(frames)
+    slots = perceiver.encode(tensor)
+    parts = perceiver.detector.decompose(tensor.to(perceiver.device))
+    return contact_sheet(frames, slots.to("cpu"), parts)

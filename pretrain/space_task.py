@@ -1,0 +1,179 @@
+"""What SPACE brings to the training loop: batches with evidence, a loss, pictures, a verdict.
+
+Letters: B batch, N cells, K rendered cells, H W canvas.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from objrl.frames import to_image
+from objrl.models.median import Image, MedianConfig, blobs, differs
+from objrl.models.space import Space, SpaceConfig, SpaceOutput
+from objrl.models.space_background import Static
+from objrl.models.space_loss import (
+    Evidence,
+    alpha_evidence,
+    boundary_loss,
+    elbo_terms,
+    evidence_terms,
+)
+from objrl.pretrain.configure import Findings
+from objrl.pretrain.presets import SpaceRecipe
+
+
+class Batch(NamedTuple):
+    """What goes to the device each step; evidence is empty where the recipe asks for none."""
+
+    frames: Tensor
+    """(B, H, W, 3) uint8."""
+    presence: Tensor
+    """(B, N, 1) float32."""
+    z_where: Tensor
+    """(B, N, 4) float32."""
+    alpha: Tensor
+    """(B, 1, H, W) uint8."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device."""
+        return Batch(*(field.to(device, non_blocking=True) for field in self))
+
+
+class SpaceTask(nn.Module):
+    """One recipe on one set of frames; `forward` is the loss, so that DDP sees a whole step."""
+
+    model_name = "space"
+
+    def __init__(self, recipe: SpaceRecipe, found: Findings | None) -> None:
+        super().__init__()
+        self.recipe, self.found = recipe, found
+        self.model = Space(recipe.model)
+        if recipe.self_configure:
+            _begin_at_priors(self.model, recipe)
+        if found is not None and isinstance(self.model.background, Static):
+            picture = torch.from_numpy(found.background).permute(2, 0, 1) / 255
+            self.model.background.picture.copy_(picture)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return one for the foreground, one for the background (D.2)."""
+        foreground = self.model.foreground.parameters()
+        kind = torch.optim.Adam if self.recipe.fg_optimizer == "adam" else torch.optim.RMSprop
+        background = torch.optim.Adam(self.model.background.parameters(), lr=self.recipe.bg_lr)
+        return [kind(foreground, lr=self.recipe.fg_lr), background]
+
+    def prepare(self, frames: Image) -> Batch:
+        """Turn (B, H, W, 3) uint8 frames of any size into a batch, on the host."""
+        config = self.recipe.model
+        height, width = config.frame_size
+        tensor = torch.from_numpy(frames)
+        if self.found is None or not self.recipe.self_configure:
+            none = torch.zeros(0)
+            return Batch(tensor, none, none, none)
+        sized = fit_canvas(frames, config.frame_size)
+        background, rule = self.found.background, MedianConfig(frame_size=config.frame_size)
+        presence = torch.zeros(len(frames), config.cells, 1)
+        z_where = torch.zeros(len(frames), config.cells, 4)
+        alpha = torch.zeros(len(frames), 1, height, width, dtype=torch.uint8)
+        for b, frame in enumerate(sized):
+            boxes, labels = blobs(differs(frame, background, rule.threshold), rule)
+            cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
+            presence[b, cell, 0] = 1
+            z_where[b, cell] = where
+            alpha[b, 0] = torch.from_numpy((labels > 0).astype(np.uint8))
+        return Batch(torch.from_numpy(sized), presence, z_where, alpha)
+
+    def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and its terms by name as means over the batch.
+
+        Args:
+            batch: on the model's device.
+            at: time in the recipe's unit.
+        """
+        recipe = self.recipe
+        image = to_image(batch.frames, *recipe.model.frame_size)
+        out: SpaceOutput = self.model(image, recipe.temperature(at))
+        terms = elbo_terms(out, image, recipe.priors(at))
+        weights = dict.fromkeys(terms, 1.0)
+        if at < recipe.boundary_until:
+            terms["boundary"] = boundary_loss(out, recipe.model.frame_size)
+            weights["boundary"] = recipe.boundary_weight
+        if batch.presence.numel():
+            evidence = Evidence(batch.presence, batch.z_where, batch.alpha.float())
+            pull = evidence_terms(out, evidence)
+            weights |= dict.fromkeys(pull, recipe.evidence(at))
+            terms |= pull
+            if recipe.alpha_evidence(at) > 0:
+                terms["evidence_alpha"] = alpha_evidence(out.foreground, evidence)
+                weights["evidence_alpha"] = recipe.alpha_evidence(at)
+        means = {name: term.mean() for name, term in terms.items()}
+        total = torch.stack([weights[name] * term for name, term in means.items()]).sum()
+        with torch.no_grad():
+            means["loss"] = total
+            means["objects"] = (out.cells.logit > 0).sum() / len(image)
+            means["mse"] = ((out.reconstruction - image) ** 2).flatten(1).sum(1).mean()
+        return total, means
+
+    def verdict(self, objects: float) -> str | None:
+        """Say which of the two known collapses a mean number of objects a frame looks like."""
+        config = self.recipe.model
+        most = config.cells if config.dense else min(config.rendered, config.cells)
+        if objects < 0.1:
+            return (
+                "no objects: z_pres has collapsed to nothing, the background draws everything; "
+                "a weaker background, no fixed alpha or another seed may help"
+            )
+        if objects > 0.9 * most:
+            return (
+                "everything is an object: nearly all cells are on, the background draws too "
+                "little; a stronger background, a lower presence prior or another seed may help"
+            )
+        return None
+
+
+def fit_canvas(frames: Image, size: tuple[int, int]) -> Image:
+    """Resize (B, H, W, 3) uint8 frames to the canvas, on the host."""
+    if frames.shape[1:3] == size:
+        return frames
+    height, width = size
+    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
+
+
+def blobs_by_cell(
+    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: SpaceConfig, margin: float
+) -> tuple[Tensor, Tensor]:
+    """Give blobs to the cells that their centres lie in; of several in one, the largest has it.
+
+    Args:
+        boxes: (M, 4) x0 y0 x1 y1 in canvas pixels, by falling area.
+        config: whose grid.
+        margin: how much wider than its blob a box is meant to be.
+
+    Returns:
+        (M',) int64 cells, each once, and (M', 4) z_where.
+    """
+    height, width = config.frame_size
+    rows, columns = config.grid
+    side = np.array([width, height], np.float32)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    column, row = np.minimum(centre // config.cell, [columns - 1, rows - 1]).astype(np.int64).T
+    cell, first = np.unique(row * columns + column, return_index=True)
+    scale = np.minimum((boxes[:, 2:] - boxes[:, :2]) * margin / side, 0.99)
+    where = np.concatenate([scale, 2 * centre / side - 1], axis=1)[first]
+    return torch.from_numpy(cell), torch.from_numpy(where.astype(np.float32))
+
+
+def _begin_at_priors(model: Space, recipe: SpaceRecipe) -> None:
+    """Let the boxes begin as large as the prior has them, and nearly certain of it."""
+    heads = model.foreground.heads
+    assert heads.bias is not None
+    with torch.no_grad():
+        heads.weight[3:].mul_(0.3)
+        # Rows of the heads: z_pres, z_depth (mean, std), z_scale (2 means, 2 stds), z_shift (same).
+        heads.bias[3:5] = torch.tensor([mean(0) for mean in recipe.scale_mean])
+        heads.bias[5:7] = -2.0
+        heads.bias[9:11] = -1.0

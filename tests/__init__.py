@@ -1,0 +1,1 @@
+"""Tests of objrl; one file per module, fast and seeded."""

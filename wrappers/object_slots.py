@@ -1,0 +1,217 @@
+"""`ObjectSlots`: a Gymnasium environment whose observations are objects instead of pixels.
+
+Letters: H W pixels, K slots, D features of `what`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import torch
+from gymnasium.core import ActType, RenderFrame
+from gymnasium.utils import RecordConstructorArgs
+
+from objrl.perceiver import Perceiver
+from objrl.slots import Slots
+from objrl.weights import registry
+from objrl.wrappers.spaces import (
+    KEYS,
+    Array,
+    Observation,
+    annotate,
+    as_frames,
+    frame_shape,
+    make_layout,
+)
+
+
+class ObjectSlots(
+    gym.Wrapper[Any, ActType, Any, ActType],
+    RecordConstructorArgs,
+):
+    """Replace RGB frames by the K object slots that a perceiver sees in them.
+
+    The observation is a `Dict` of `Box`, one row per slot; a followed object keeps its row, and
+    a row without an object is 0 (its `track_id` -1):
+
+    ========== ============== =================================================================
+    position   (K, 2) float32 centre (x, y), each in [-1, 1], x right, y down
+    scale      (K, 2) float32 (width, height) as a fraction of the frame, in [0, 1]
+    depth      (K, 1) float32 larger is nearer
+    what       (K, D) float32 appearance
+    presence   (K, 1) float32 probability, in [0, 1]
+    track_id   (K, 1) int64   identity, kept as long as the object is followed
+    ========== ============== =================================================================
+
+    With `flatten` it is one float32 vector: row by row, and within a row the columns of the keys
+    in the order of `keys`; `observation.reshape(K, -1)` brings the rows back.
+
+    A reset begins a new episode: nothing is followed across it, and ids go on counting, so that
+    none is used twice. A reset with a seed begins everything anew, ids too, so that the same seed
+    gives the same observations.
+
+    `render()` in mode `rgb_array` draws boxes and ids on the frame. There is a vector version,
+    `VectorObjectSlots`.
+
+    Attributes:
+        perceiver: what sees.
+        slots: (1, K, ·) `Slots` of the last frame, on the host, also the fields left out of `keys`.
+
+    Example:
+        >>> import ale_py, gymnasium as gym, objrl
+        >>> gym.register_envs(ale_py)
+        >>> env = objrl.ObjectSlots(gym.make("ALE/SpaceInvaders-v5"))  # doctest: +SKIP
+        >>> observation, info = env.reset(seed=0)                      # doctest: +SKIP
+        >>> observation["position"].shape                              # doctest: +SKIP
+        (64, 2)
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, ActType],
+        weights: str | Path | Perceiver | None = None,
+        *,
+        max_slots: int | None = None,
+        device: str | torch.device = "auto",
+        keys: Sequence[str] = KEYS,
+        flatten: bool = False,
+    ) -> None:
+        """Wrap an environment that shows RGB frames.
+
+        Args:
+            env: observations (H, W, 3) or (1, H, W, 3) uint8, any H and W.
+            weights: a name that `objrl.list_weights()` shows, or a path; by default what is
+                shipped for the game in the environment's id. A ready perceiver is taken as it is,
+                but then `env.spec` cannot be written as JSON.
+            max_slots: K; by default what the weights were trained with.
+            device: "auto" takes CUDA where there is one.
+            keys: the fields of the observation, in order.
+            flatten: one vector instead of a dictionary, for policies that take nothing else.
+
+        Raises:
+            ValueError: observations that are no RGB frames, no weights for this environment, bad
+                keys, or `max_slots` or `device` beside a ready perceiver.
+        """
+        RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            **plain_arguments(weights, max_slots, device, keys, flatten),
+        )
+        gym.Wrapper.__init__(self, env)
+        self._frame_shape = frame_shape(env.observation_space)
+        env_id = env.spec.id if env.spec else None
+        self.perceiver = choose_perceiver(weights, env_id, max_slots, device)
+        rows, features = self.perceiver.max_slots, self.perceiver.what_size
+        self._layout = make_layout(rows, features, keys, flatten)
+        self.observation_space = self._layout.space()
+        self.slots = Slots.empty(1, rows, features)
+        self._state = self.perceiver.initial_state(1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; with a seed, begin the counting of ids as well."""
+        frame, info = self.env.reset(seed=seed, options=options)
+        if seed is not None:
+            self._state = self.perceiver.initial_state(1)
+        return self._see(frame, is_first=True), info
+
+    def step(
+        self, action: ActType
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Act, and see what comes of it."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(frame, is_first=False), reward, terminated, truncated, info
+
+    def render(self) -> RenderFrame | list[RenderFrame] | None:
+        """Render the environment; in mode `rgb_array` with the boxes and ids of the slots."""
+        frame: RenderFrame | list[RenderFrame] | None = annotate(self.env.render(), self.slots)
+        return frame
+
+    def _see(self, frame: Array, is_first: bool) -> Observation:
+        frames = as_frames(frame, self._frame_shape)
+        slots, self._state = self.perceiver.step(frames, self._state, torch.tensor([is_first]))
+        self.slots = slots.to("cpu")
+        return self._layout.single(self.slots, 0)
+
+
+def plain_arguments(
+    weights: str | Path | Perceiver | None,
+    max_slots: int | None,
+    device: str | torch.device,
+    keys: Sequence[str],
+    flatten: bool,
+) -> dict[str, Any]:
+    """Return a wrapper's arguments as `env.spec` keeps them: JSON-plain, but for a perceiver."""
+    return {
+        "weights": str(weights) if isinstance(weights, Path) else weights,
+        "max_slots": max_slots,
+        "device": str(device),
+        "keys": list(keys),
+        "flatten": flatten,
+    }
+
+
+def choose_perceiver(
+    weights: str | Path | Perceiver | None,
+    env_id: str | None,
+    max_slots: int | None,
+    device: str | torch.device,
+) -> Perceiver:
+    """Return the perceiver that a caller of a wrapper asks for.
+
+    Raises:
+        ValueError: see `ObjectSlots`.
+    """
+    if weights is None:
+        weights = weights_for(env_id)
+    if isinstance(weights, (str, Path)):
+        return registry.load(weights, device=device, max_slots=max_slots)
+    if not isinstance(weights, Perceiver):
+        raise TypeError(
+            "weights: expected a name, a path or an objrl.Perceiver, got "
+            f"{type(weights).__name__}; a Detector needs objrl.FramePerceiver around it"
+        )
+    if max_slots is not None or str(device) != "auto":
+        raise ValueError(
+            "weights: a ready perceiver has its own number of slots and device; leave out "
+            f"max_slots and device, got max_slots={max_slots}, device={str(device)!r}"
+        )
+    return weights
+
+
+def weights_for(env_id: str | None) -> str:
+    """Return the name of the shipped weights for a Gymnasium id, SPACE's if there are several.
+
+    Raises:
+        ValueError: no id, or none are shipped for its game.
+    """
+    if env_id is None:
+        raise ValueError("the environment has no id (env.spec is None); name the weights to use")
+    shipped = registry.list_weights()
+    game = game_of(env_id)
+    fitting = [entry.name for entry in shipped if game in map(game_of, entry.env_ids)]
+    if not fitting:
+        names = ", ".join(entry.name for entry in shipped) or "none"
+        raise ValueError(
+            f"no weights are shipped for {env_id!r} (shipped: {names}); train some with `objrl "
+            f"collect --env {env_id} --out frames.h5` and `objrl pretrain --data frames.h5`, and "
+            "pass the file that this writes as weights"
+        )
+    preferred = f"space-{game}"
+    return preferred if preferred in fitting else fitting[0]
+
+
+def game_of(env_id: str) -> str:
+    """Return what `env_id` is about, whatever its version and variant.
+
+    Example:
+        >>> game_of("ALE/SpaceInvaders-v5"), game_of("UpNDownNoFrameskip-v4")
+        ('space_invaders', 'up_n_down')
+    """
+    name = re.sub(r"(NoFrameskip|Deterministic|-ram|-v\d+)*$", "", env_id.removeprefix("ALE/"))
+    return re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

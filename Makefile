@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that most people need; each makes its own .venv first.
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format clean help
+.PHONY: demo test lint format bench clean help
 
 # The first Python from 3.11 on that can make a virtual environment; or `make PYTHON=python3.12`.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
@@ -43,6 +43,9 @@ $(INSTALLED): pyproject.toml
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[dev]'
 	@touch $@
+
+bench: $(INSTALLED)  ## measure speed and memory, some ten minutes; writes docs/benchmarks.md
+	$(BIN)/python -m benchmarks
 
 clean:  ## remove what tools and the demo wrote; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.*

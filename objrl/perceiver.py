@@ -6,7 +6,7 @@ A model that looks at one frame at a time is a `Detector`; `FramePerceiver` lend
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -114,7 +114,7 @@ class FramePerceiver(nn.Module):
         """Return the state of `batch` environments that have seen nothing."""
         return tracking.initial_state(batch, self.max_slots, self.what_size, self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors could not enter a policy that learns
     def step(
         self, frames: Tensor, state: tracking.TrackerState, is_first: Tensor
     ) -> tuple[Slots, tracking.TrackerState]:
@@ -127,18 +127,33 @@ class FramePerceiver(nn.Module):
 
         Returns:
             The slots, rows kept per followed object, and the next state.
+
+        Raises:
+            TypeError, ValueError: frames as `check_frames` says, or a state or `is_first` that do
+                not belong to as many environments.
         """
-        found = self.detector.detect(check_frames(frames).to(self.device))
+        batch = len(check_frames(frames))
+        if len(state) != batch:
+            raise ValueError(
+                f"state: expected one of {batch} environments, as many as frames, got "
+                f"{len(state)}; begin with initial_state({batch})"
+            )
+        if tuple(is_first.shape) != (batch,) or is_first.dtype != torch.bool:
+            raise ValueError(
+                f"is_first: expected shape ({batch},) bool, one for every frame, got "
+                f"{tuple(is_first.shape)} {is_first.dtype}"
+            )
+        found = self.detector.detect(frames.to(self.device))
         return tracking.follow(found, state, is_first.to(self.device), self.follow)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, frames: Tensor) -> Slots:
         """See (B, H, W, 3) uint8 RGB frames without a past: `step` from a fresh state."""
-        state = self.initial_state(len(frames))
-        first = torch.ones(len(frames), dtype=torch.bool, device=self.device)
-        return self.step(frames, state, first)[0]
+        batch = len(check_frames(frames))
+        first = torch.ones(batch, dtype=torch.bool, device=self.device)
+        return self.step(frames, self.initial_state(batch), first)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, H, W) float32 masks that sum to one over dim 1.
 
@@ -146,18 +161,3 @@ class FramePerceiver(nn.Module):
         """
         masks: Tensor = self.detector.segment(check_frames(frames).to(self.device))
         return masks
-
-
-def limit_slots(slots: Slots, rows: int) -> Slots:
-    """Cut or pad the rows of slots whose present rows come first to exactly `rows`."""
-    held = slots.presence.shape[1]
-    if rows <= held:
-        return slots.map(lambda field: field[:, :rows])
-    pad = Slots.empty(len(slots), rows - held, slots.what.shape[-1], slots.presence.device)
-    return replace(
-        slots,
-        **{
-            name: torch.cat([getattr(slots, name), getattr(pad, name)], dim=1)
-            for name in vars(slots)
-        },
-    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import index as as_int
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -86,14 +88,22 @@ class Slots:
         """Move every field to a device."""
         return self.map(lambda field: field.to(device))
 
-    def __getitem__(self, index: int | slice) -> Slots:
-        """Select frames; the batch dimension stays, also for an int."""
-        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
-        return self.map(lambda field: field[rows])
+    def __getitem__(self, index: SupportsIndex | slice) -> Slots:
+        """Select frames; the batch dimension stays, also for an int.
+
+        Raises:
+            IndexError: an int beyond the frames; without it, a loop over slots would not end.
+        """
+        if isinstance(index, slice):
+            return self.map(lambda field: field[index])
+        at = as_int(index)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"Slots: expected an index below {len(self)} frames, got {at}")
+        return self.map(lambda field: field[at % len(self)][None])
 
     def __len__(self) -> int:
         return self.presence.shape[0]
 
     def numpy(self) -> dict[str, npt.NDArray[np.float32 | np.int64]]:
         """Return the fields as arrays on the host, by name."""
-        return {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
+        return {f.name: getattr(self, f.name).detach().cpu().numpy() for f in fields(self)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objrl.slots import NO_TRACK, Slots
@@ -60,6 +61,9 @@ class TrackerState:
     next_id: Tensor
     overflow: Tensor
 
+    def __len__(self) -> int:
+        return len(self.next_id)
+
     def __getitem__(self, index: slice) -> TrackerState:
         """Select environments."""
         return TrackerState(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
@@ -87,7 +91,7 @@ def follow(
     """Give the objects of a new frame the rows and ids of those that they continue.
 
     Args:
-        found: (B, N, ·) detections, N = K; ids are ignored.
+        found: (B, N, ·) detections, of any number; ids are ignored.
         state: what is remembered.
         is_first: (B,) bool. Environments whose past is dropped before matching.
         config: how an object is recognised.
@@ -141,11 +145,12 @@ def _cost(found: Slots, expected: Tensor, state: TrackerState, config: TrackerCo
     ratio = (
         torch.log((state.scale[:, :, None] + tiny) / (found.scale[:, None] + tiny)).abs().sum(-1)
     )
-    look = torch.nn.functional.cosine_similarity(
-        state.what[:, :, None], found.what[:, None], dim=-1, eps=1e-6
-    )
+    # A product of matrices: the pairs of features would not fit into memory side by side.
+    known, shown = (F.normalize(what, dim=-1, eps=1e-6) for what in (state.what, found.what))
+    look = known @ shown.transpose(1, 2)
     cost = apart + config.size_weight * ratio + config.what_weight * (1 - look)
-    return cost.masked_fill(apart > config.gate, torch.inf)
+    beyond: Tensor = cost.masked_fill(apart > config.gate, torch.inf)
+    return beyond
 
 
 def _mutual_best(cost: Tensor, rounds: int) -> Tensor:
@@ -194,7 +199,8 @@ def _births(
     coming = new.sum(1)
     room = (~visible).sum(1)
     seated = number < torch.minimum(coming, room)[:, None]
-    guest = torch.where(seated, guests[:, : seats.shape[1]], source.gather(1, seats))
+    guest = guests.gather(1, number.clamp(max=guests.shape[1] - 1))
+    guest = torch.where(seated, guest, source.gather(1, seats))
     born = torch.zeros_like(alive).scatter(1, seats, seated)
     source = source.scatter(1, seats, guest)
     number = torch.zeros_like(seats).scatter(1, seats, number)

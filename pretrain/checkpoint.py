@@ -1,59 +1,126 @@
-"""Checkpoints without pickle: tensors in one safetensors file, the rest as JSON in its header."""
+"""Checkpoints without pickle: tensors in one safetensors file, the rest as JSON in its header.
+
+A checkpoint is whole or not there: it is written under another name, brought to the disk, and
+then renamed, so that the one before it is kept until then. A digest of the tensors tells a file
+that was damaged later.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_FORMAT = "objrl-checkpoint-1"
+from objrl.weights.files import write_atomically
+
+FORMAT = "objrl-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far a run was.
+
+    Attributes:
+        tensors: of the model and its optimisers, by name.
+        about: JSON-plain, what the run says of itself and how far it was.
+        path: where it came from, for messages.
+    """
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+    path: Path
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], about: dict[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    about: Mapping[str, Any],
 ) -> None:
-    """Write model, optimisers and what is JSON about the run, to a temporary name, then rename."""
+    """Write model, optimisers and what is JSON about the run.
+
+    Raises:
+        OSError: the disk is full, or the folder may not be written; the file that was there stays.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for i, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"optimizer.{i}.{index}.{key}"] = torch.as_tensor(value)
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial, metadata={"format": _FORMAT, "about": json.dumps(about)})
-    os.replace(partial, path)
+    header = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
+    try:
+        write_atomically(path, safetensors.torch.save(tensors, header))
+    except OSError as problem:
+        kept = "the one before it is whole" if path.exists() else "there is none before it"
+        raise OSError(
+            problem.errno or 0,
+            f"could not write a checkpoint ({problem.strerror or problem}); {kept}: "
+            "make room, then go on with --resume",
+            str(path),
+        ) from problem
+    # What a process that was killed while writing left behind.
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+        stale.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint's tensors and what is said about the run.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
 
     Raises:
-        ValueError: the file is no checkpoint of ours, or is cut short.
+        FileNotFoundError: there is none.
+        ValueError: the file is no checkpoint of ours, is cut short or damaged.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint to resume; leave --resume out")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a checkpoint, got a damaged file ({error})") from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{path}: expected a checkpoint of objrl pretrain, got another file")
-    return tensors, json.loads(header["about"])
+    except SafetensorError as problem:
+        raise ValueError(
+            f"{path}: expected a whole checkpoint, got a damaged file ({problem}); "
+            "start again in another --out"
+        ) from problem
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: expected a checkpoint ({FORMAT}), got a file with format "
+            f"{header.get('format')!r}"
+        )
+    if header["sha256"] != _digest(tensors):
+        raise ValueError(
+            f"{path}: expected the tensors that were saved, got others (their digest differs): "
+            "the file is damaged; start again in another --out"
+        )
+    return Checkpoint(tensors, json.loads(header["about"]), path)
 
 
 def restore(
-    tensors: dict[str, Tensor], model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    checkpoint: Checkpoint, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> None:
-    """Put a checkpoint's tensors back where they came from."""
-    prefix = "model."
-    model.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+    """Put a checkpoint's tensors back where they came from.
+
+    Raises:
+        ValueError: they are another model's.
+    """
+    prefix, tensors = "model.", checkpoint.tensors
+    try:
+        model.load_state_dict(
+            {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+    except RuntimeError as problem:
+        raise ValueError(
+            f"{checkpoint.path}: expected a checkpoint of this {type(model).__name__}, got "
+            f"another's; was it written by another version of objrl? ({problem})"
+        ) from problem
     for i, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -61,3 +128,11 @@ def restore(
                 _, _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

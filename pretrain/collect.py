@@ -211,6 +211,10 @@ def _play(config: CollectConfig) -> Path:
     actions = envs.single_action_space
     shape = envs.single_observation_space.shape or ()
     try:
+        # All that can be wrong with the wishes shows before there is a file.
+        policy: Policy = RandomPolicy(envs.action_space)
+        if config.policy != "random":
+            policy = SavedPolicy(Path(config.policy), actions, config.epsilon)
         with FrameWriter(
             config.out,
             frame_shape=shape[-3:],
@@ -220,25 +224,23 @@ def _play(config: CollectConfig) -> Path:
             versions=_versions(),
             asked=config.frames,
         ) as writer:
-            _fill(writer, envs, config)
+            _fill(writer, envs, policy, config)
     finally:
         envs.close()
     return config.out
 
 
 def _fill(
-    writer: FrameWriter, envs: gym.vector.VectorEnv[Any, Any, Any], config: CollectConfig
+    writer: FrameWriter,
+    envs: gym.vector.VectorEnv[Any, Any, Any],
+    policy: Policy,
+    config: CollectConfig,
 ) -> None:
     done = len(writer)
     # A continued run must not play the same games again, so what is there joins the seed.
     *seeds, draws = np.random.SeedSequence([config.seed, done]).generate_state(envs.num_envs + 1)
     env_seeds = np.array(seeds, dtype=np.int64) >> 1  # ALE's seeds are 31 bits
-    policy: Policy
-    if config.policy == "random":
-        policy = RandomPolicy(envs.action_space, int(draws))
-    else:
-        path = Path(config.policy)
-        policy = SavedPolicy(path, envs.single_action_space, config.epsilon, int(draws))
+    policy.seed(int(draws))
     bar = tqdm(desc=str(config.out), initial=done, total=config.frames, unit="frame")
     with bar:
         for rows in rollout(envs, policy, env_seeds, writer.next_episode):
@@ -283,8 +285,6 @@ def _attributes(config: CollectConfig, spec: EnvSpec) -> dict[str, str | int | f
     }
     if config.policy != "random":
         path = Path(config.policy)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; --policy wants 'random' or an SB3 zip")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         attributes |= {"policy": f"{path.name} sha256:{digest}", "epsilon": config.epsilon}
     return attributes

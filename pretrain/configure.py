@@ -25,6 +25,7 @@ class Findings:
         background: (H, W, 3) uint8 median frame without the things that come and go.
         width: typical width of a blob, large ones counting for more.
         height: typical height.
+        spread: standard deviation of the log of a blob's sides.
         largest: side that 98 % of the blobs' area stays below.
         count: how many blobs 99 % of the frames stay below.
     """
@@ -32,12 +33,13 @@ class Findings:
     background: Image
     width: float
     height: float
+    spread: float
     largest: float
     count: float
 
     def describe(self) -> dict[str, float]:
         """Return what is logged and stored with the weights."""
-        names = ("width", "height", "largest", "count")
+        names = ("width", "height", "spread", "largest", "count")
         return {name: round(float(getattr(self, name)), 2) for name in names}
 
 
@@ -64,6 +66,7 @@ def look(frames: Image) -> Findings:
         background=background,
         width=float(width),
         height=float(height),
+        spread=float(np.sqrt(np.mean([np.log(side).var() for side in size.T]))),
         largest=_weighted_quantile(size.max(axis=1), area, 0.98),
         count=float(np.quantile([len(b) for b in found], 0.99)),
     )
@@ -90,8 +93,9 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
         recipe.model,
         frame_size=(height, width),
         cell=8 if side < 16 else 16 if side < 40 else 32,
-        window=min(96, max(24, 8 * math.ceil(1.4 * recipe.margin * found.largest / 8))),
+        window=min(96, max(24, 8 * math.ceil(recipe.margin * found.largest / 8))),
         rendered=rows,
+        box_margin=recipe.margin,
         max_slots=rows,
     )
 
@@ -100,5 +104,8 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
         return Linear(math.log(share / (1 - share)))
 
     return replace(
-        recipe, model=model, scale_mean=(logit(found.width / width), logit(found.height / height))
+        recipe,
+        model=model,
+        scale_mean=(logit(found.width / width), logit(found.height / height)),
+        scale_std=min(max(found.spread, recipe.scale_std), 1.0),
     )

@@ -6,7 +6,7 @@ Here a marked file is read in the mode that takes it as it is, and before it is 
 mended: what was committed is copied, still compressed, to a new file that takes its place.
 
 HDF5 does not survive a write that fails (h5py 3.16 dies of a segmentation fault on a full disk), so
-it never meets one: `reserve` takes the room beforehand, by plain writes that fail in plain ways.
+it never meets one: `_reserve` takes the room beforehand, by plain writes that fail in plain ways.
 """
 
 from __future__ import annotations
@@ -81,8 +81,12 @@ def open_to_read(path: Path) -> h5py.File:
         raise FileNotFoundError(
             f"{path}: no such file; `objrl collect --env ALE/Pong-v5 --out {path}` would make it"
         )
+    marked, length = _superblock(path)
+    size = path.stat().st_size
+    if size < length:  # of a marked file HDF5 would not say so, but wait for the rest for ever
+        raise damaged(path, EOFError(f"it has {size} of {length} bytes"))
     try:
-        file = h5py.File(path, "r", swmr=_is_marked(path), locking=False)
+        file = h5py.File(path, "r", swmr=marked, locking=False)
     except PermissionError:
         raise
     except OSError as problem:
@@ -109,7 +113,7 @@ def open_to_write(path: Path) -> tuple[h5py.File, IO[bytes]]:
     """
     lock = _lock(path)
     try:
-        if _is_marked(path):
+        if _superblock(path)[0]:
             _mend(path)
             lock.close()
             lock = _lock(path)  # the mended file is another one
@@ -122,13 +126,12 @@ def open_to_write(path: Path) -> tuple[h5py.File, IO[bytes]]:
 def close_written(path: Path, file: h5py.File) -> None:
     """Close a file from `open_to_write` and give back what room it did not use."""
     file.close()
-    if not _is_marked(path):
-        with path.open("r+b") as raw:
-            raw.seek(28)  # of a superblock of version 3: where the file ends
-            raw.truncate(int.from_bytes(raw.read(8), "little"))
+    marked, length = _superblock(path)
+    if length and not marked:
+        os.truncate(path, length)
 
 
-def reserve(path: Path, file: h5py.File, rows: int, packed: int) -> None:
+def _reserve(path: Path, file: h5py.File, rows: int, packed: int) -> None:
     """Make sure that HDF5 has room for `rows` more rows, `packed` bytes of frames in them.
 
     Raises:
@@ -166,7 +169,7 @@ def write_rows(
     """
     start = int(file["progress"][0])
     end = start + len(frames)
-    reserve(path, file, len(frames), sum(map(len, frames)))
+    _reserve(path, file, len(frames), sum(map(len, frames)))
     for name, values in columns.items():
         _grow(file[name], end)
         file[name][start:end] = values
@@ -185,6 +188,7 @@ def _grow(dataset: h5py.Dataset, rows: int) -> None:
 
 
 def _open_as_single_writer(path: Path) -> h5py.File:
+    """Open a store that nobody else writes and that has no mark."""
     # By the low-level call: `File(...).swmr_mode = True` comes a moment after the file is marked as
     # open for plain writing, and nobody could read it if the process died between the two.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
@@ -213,14 +217,17 @@ def not_written(path: Path, kept: int, problem: OSError) -> OSError:
     )
 
 
-def _is_marked(path: Path) -> bool:
-    """Whether the header says that somebody has the file open for writing, or died doing so.
+def _superblock(path: Path) -> tuple[bool, int]:
+    """Return whether a writer has marked the file as open, and how long the file says that it is.
 
-    Byte 8 of an HDF5 superblock is its version, from version 3 on byte 11 holds that flag.
+    The mark is bit 0 of byte 11, the length is in bytes 28 to 35 of an HDF5 superblock of
+    version 3; other files are left to HDF5 to judge.
     """
     with path.open("rb") as file:
-        head = file.read(12)
-    return len(head) == 12 and head[:4] == b"\x89HDF" and head[8] >= 3 and bool(head[11] & 1)
+        head = file.read(36)
+    if len(head) < 36 or head[:9] != b"\x89HDF\r\n\x1a\n\x03":
+        return False, 0
+    return bool(head[11] & 1), int.from_bytes(head[28:], "little")
 
 
 def _lock(path: Path) -> IO[bytes]:

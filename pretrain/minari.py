@@ -1,8 +1,8 @@
 """Frame stores from and to Minari, the exchange format of Gymnasium's world.
 
 Minari counts T+1 observations and T actions an episode; a store has T+1 rows, of which the first
-has no action (see `objrl.pretrain.store`). It knows nothing of environments side by side: an exported
-episode forgets its stream, an imported one is in stream 0.
+has no action (see `objrl.pretrain.store`). It knows nothing of environments side by side: an
+exported episode forgets its stream, an imported one is in stream 0.
 """
 
 from __future__ import annotations

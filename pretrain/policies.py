@@ -33,13 +33,20 @@ class Policy(Protocol):
         """Act on (B, H, W, 3) uint8 RGB frames; where `is_first` (B,), an episode begins."""
         ...
 
+    def seed(self, seed: int) -> None:
+        """Begin the draws anew."""
+        ...
+
 
 class RandomPolicy:
     """Every action as likely as any other."""
 
-    def __init__(self, actions: gym.Space[Any], seed: int) -> None:
+    def __init__(self, actions: gym.Space[Any]) -> None:
         """Draw from `actions`, the action space of all environments together."""
         self._actions = actions
+
+    def seed(self, seed: int) -> None:
+        """Begin the draws anew."""
         self._actions.seed(seed)
 
     def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
@@ -56,7 +63,7 @@ class SavedPolicy:
     flicker, the agent may play a little worse than it did.
     """
 
-    def __init__(self, path: Path, actions: gym.Space[Any], epsilon: float, seed: int) -> None:
+    def __init__(self, path: Path, actions: gym.Space[Any], epsilon: float) -> None:
         """Load the agent.
 
         Args:
@@ -64,7 +71,6 @@ class SavedPolicy:
             actions: action space of one environment.
             epsilon: in [0, 1]. How often to act at random instead, so that a play differs from
                 the last.
-            seed: of the draws.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -77,8 +83,12 @@ class SavedPolicy:
         self._policy, self._actor = _build(path, weights, shape, self._count)
         self._channels, self._height, self._width = shape
         self._epsilon = epsilon
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(0)
         self._stack = np.zeros((0, *shape), dtype=np.uint8)
+
+    def seed(self, seed: int) -> None:
+        """Begin the draws anew."""
+        self._rng = np.random.default_rng(seed)
 
     def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
         """Draw from the policy's probabilities, or take its best action where it has none."""

@@ -1,9 +1,10 @@
 """Training recipes as Python values: the paper's tables, and ours for two CPU cores.
 
 `space-paper-*` are the tables of SPACE's D.2 and the authors' configuration files, in steps.
-`space-fast` is sparse and small, and takes sizes and background from the
-frames (`pretrain/configure.py`); its schedules are in fractions of the run, so that a run of any length
-anneals fully. Where the paper and the authors' code differ the preset follows the paper, and says so.
+`space-fast` is sparse and small, and takes sizes and background from the frames
+(`pretrain/configure.py`); its schedules are in fractions of the run, so that a run of any length
+anneals fully. Where the paper and the authors' code differ, the preset follows the paper and
+says so.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class SpaceRecipe:
     """Learning rate of the foreground."""
     bg_lr: float = 1e-3
     """Learning rate of the background."""
+    decay: Linear = field(default_factory=lambda: Linear(1.0))
+    """What the learning rates are multiplied with; the paper keeps them constant."""
     clip: float = 1.0
     """Largest norm of the gradient, foreground and background together."""
     presence: Linear = field(default_factory=lambda: Linear(0.1, 0.01, 4000, 10000))
@@ -66,6 +69,8 @@ class SpaceRecipe:
     """Weight of the pull of z_pres and z_where towards the no-learning baseline's blobs."""
     alpha_evidence: Linear = field(default_factory=lambda: Linear(0.0))
     """Weight of the pull of alpha towards what differs from the background."""
+    split_weight: float = 1.0
+    """How much more that pull counts in cells within a blob whose centre another cell has."""
     margin: float = 1.25
     """How much wider than a blob z_where's box is meant to be, so that the mask has room."""
 
@@ -145,11 +150,14 @@ PRESETS: dict[str, SpaceRecipe] = {
         fg_lr=1e-3,
         presence=Linear(0.1, 1e-3, 0.0, 0.4),
         scale_std=0.3,
-        temperature=Linear(2.5, 0.5, 0.0, 0.4),
+        # With evidence from the first step, z_pres need not begin undecided.
+        temperature=Linear(1.0, 0.5, 0.0, 0.4),
+        decay=Linear(1.0, 0.1, 0.5, 1.0),
         sigma_fg=0.10,
         sigma_bg=0.05,
         self_configure=True,
-        evidence=Linear(30.0, 9.0, 0.1, 0.6),
+        evidence=Linear(100.0),
+        split_weight=5.0,
         alpha_evidence=Linear(1.0, 0.0, 0.0, 0.15),
     ),
 }

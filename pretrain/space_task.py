@@ -34,6 +34,8 @@ class Batch(NamedTuple):
     """(B, H, W, 3) uint8."""
     presence: Tensor
     """(B, N, 1) float32."""
+    weight: Tensor
+    """(B, N, 1) float32."""
     z_where: Tensor
     """(B, N, 4) float32."""
     alpha: Tensor
@@ -73,19 +75,22 @@ class SpaceTask(nn.Module):
         tensor = torch.from_numpy(frames)
         if self.found is None or not self.recipe.self_configure:
             none = torch.zeros(0)
-            return Batch(tensor, none, none, none)
+            return Batch(tensor, none, none, none, none)
         sized = fit_canvas(frames, config.frame_size)
         background, rule = self.found.background, MedianConfig(frame_size=config.frame_size)
         presence = torch.zeros(len(frames), config.cells, 1)
+        weight = torch.ones_like(presence)
         z_where = torch.zeros(len(frames), config.cells, 4)
         alpha = torch.zeros(len(frames), 1, height, width, dtype=torch.uint8)
         for b, frame in enumerate(sized):
             boxes, labels = blobs(differs(frame, background, rule.threshold), rule)
             cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
             presence[b, cell, 0] = 1
+            weight[b, cells_within(boxes, config), 0] = self.recipe.split_weight
+            weight[b, cell, 0] = 1
             z_where[b, cell] = where
             alpha[b, 0] = torch.from_numpy((labels > 0).astype(np.uint8))
-        return Batch(torch.from_numpy(sized), presence, z_where, alpha)
+        return Batch(torch.from_numpy(sized), presence, weight, z_where, alpha)
 
     def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and its terms by name as means over the batch.
@@ -103,7 +108,7 @@ class SpaceTask(nn.Module):
             terms["boundary"] = boundary_loss(out, recipe.model.frame_size)
             weights["boundary"] = recipe.boundary_weight
         if batch.presence.numel():
-            evidence = Evidence(batch.presence, batch.z_where, batch.alpha.float())
+            evidence = Evidence(*batch[1:4], alpha=batch.alpha.float())
             pull = evidence_terms(out, evidence)
             weights |= dict.fromkeys(pull, recipe.evidence(at))
             terms |= pull
@@ -165,6 +170,20 @@ def blobs_by_cell(
     scale = np.minimum((boxes[:, 2:] - boxes[:, :2]) * margin / side, 0.99)
     where = np.concatenate([scale, 2 * centre / side - 1], axis=1)[first]
     return torch.from_numpy(cell), torch.from_numpy(where.astype(np.float32))
+
+
+def cells_within(
+    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: SpaceConfig
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """(M, 4) boxes in canvas pixels -> (N,) bool: cells whose centres lie in one."""
+    rows, columns = config.grid
+    y, x = ((np.arange(n) + 0.5) * config.cell for n in (rows, columns))
+    inside_x = (x >= boxes[:, None, 0]) & (x < boxes[:, None, 2])
+    inside_y = (y >= boxes[:, None, 1]) & (y < boxes[:, None, 3])
+    within: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (
+        (inside_y[:, :, None] & inside_x[:, None, :]).any(0).ravel()
+    )
+    return within
 
 
 def _begin_at_priors(model: Space, recipe: SpaceRecipe) -> None:

@@ -85,9 +85,10 @@ class FrameStore:
         self.path = Path(path)
         self._file = hdf5.open_to_read(self.path)
         try:
+            # First of all: what is looked at later is then at least as new, while a writer goes on.
+            self._length, asked = (int(number) for number in self._file["progress"])
             self.attributes: dict[str, Any] = hdf5.attributes(self._file)
             self.frame_shape: tuple[int, int, int] = tuple(self._file["frames"].shape[1:])
-            self._length, asked = (int(number) for number in self._file["progress"])
             self.complete: bool = self._length >= asked
             if not self._length:
                 raise ValueError(
@@ -133,7 +134,7 @@ class FrameStore:
             for frame, row in zip(out, rows, strict=True):
                 _, packed = chunks.read_direct_chunk((int(row), 0, 0, 0))
                 frame.reshape(-1)[:] = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-        except (OSError, ValueError, zlib.error) as problem:
+        except (OSError, MemoryError, ValueError, zlib.error) as problem:
             raise hdf5.damaged(self.path, problem) from problem
         return out
 
@@ -270,9 +271,11 @@ class FrameWriter:
         lengths = {name: len(column) for name, column in columns.items()}
         if set(lengths.values()) != {len(frames)}:
             raise ValueError(f"append: expected {len(frames)} rows in every column, got {lengths}")
-        self._buffer.append(columns)
-        # Compressing releases Python's lock, so it goes on while the emulator makes new frames.
-        self._frames += [self._pool.submit(zlib.compress, frame, hdf5.LEVEL) for frame in frames]
+        self._buffer.append({name: np.array(column) for name, column in columns.items()})
+        # Compressing releases Python's lock, so it goes on while the emulator makes new frames;
+        # of a copy, because the caller may use its array again.
+        copies = np.array(frames, order="C")
+        self._frames += [self._pool.submit(zlib.compress, frame, hdf5.LEVEL) for frame in copies]
         self.next_episode = max(self.next_episode, 1 + int(columns["episode"].max(initial=-1)))
         if len(self._frames) >= BLOCK or time.monotonic() - self._last_commit > SECONDS:
             self.commit()

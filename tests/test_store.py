@@ -83,6 +83,17 @@ def test_what_goes_in_comes_out_in_the_order_asked(path: Path) -> None:
             np.testing.assert_array_equal(column, rows[name])
 
 
+def test_an_array_may_be_used_again_and_lie_in_any_order(path: Path) -> None:
+    rows = make_rows(0, 20)
+    wanted = rows["frames"].copy()
+    rows["frames"] = np.asfortranarray(wanted)
+    with writer(path) as store:
+        store.append(**rows)
+        rows["frames"][:] = 0
+    with FrameStore(path) as found:
+        np.testing.assert_array_equal(found.frames(range(20)), wanted)
+
+
 def test_any_hdf5_reader_can_read_a_finished_file(path: Path) -> None:
     fill(path, 20)
     with h5py.File(path, "r") as file:
@@ -329,10 +340,11 @@ def test_a_file_cut_short(path: Path, share: float) -> None:
         writer(path)
 
 
-def test_a_killed_file_cut_short(killed: tuple[Path, int]) -> None:
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_killed_file_cut_short(killed: tuple[Path, int], share: float) -> None:
     path, _ = killed
     whole = path.read_bytes().rstrip(b"\0")  # without the room that it had reserved
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ValueError, match="expected a whole HDF5 file"):
         FrameStore(path)
 

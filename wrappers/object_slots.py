@@ -89,12 +89,14 @@ class ObjectSlots(
                 but then `env.spec` cannot be written as JSON.
             max_slots: K; by default what the weights were trained with.
             device: "auto" takes CUDA where there is one.
-            keys: the fields of the observation, in order.
+            keys: the fields of the observation, in order. A plain network makes nothing of
+                `track_id`, which grows without end: leave it out there.
             flatten: one vector instead of a dictionary, for policies that take nothing else.
 
         Raises:
             ValueError: observations that are no RGB frames, no weights for this environment, bad
                 keys, or `max_slots` or `device` beside a ready perceiver.
+            TypeError: `weights` that are none.
         """
         RecordConstructorArgs.__init__(
             self,
@@ -165,7 +167,7 @@ def choose_perceiver(
     """Return the perceiver that a caller of a wrapper asks for.
 
     Raises:
-        ValueError: see `ObjectSlots`.
+        ValueError, TypeError: see `ObjectSlots`.
     """
     if weights is None:
         weights = weights_for(env_id)
@@ -198,9 +200,9 @@ def weights_for(env_id: str | None) -> str:
     if not fitting:
         names = ", ".join(entry.name for entry in shipped) or "none"
         raise ValueError(
-            f"no weights are shipped for {env_id!r} (shipped: {names}); train some with `objrl "
-            f"collect --env {env_id} --out frames.h5` and `objrl pretrain --data frames.h5`, and "
-            "pass the file that this writes as weights"
+            f"no weights are shipped for {env_id!r} (shipped: {names}); make some with `objrl "
+            f"collect --env {env_id} --frames 60000 --out {game}.h5` and `objrl pretrain --preset "
+            f"space-fast --data {game}.h5`, and pass the file that this writes as weights"
         )
     preferred = f"space-{game}"
     return preferred if preferred in fitting else fitting[0]

@@ -114,7 +114,7 @@ def backdrop(frames: Image, config: MedianConfig, share: float = 0.05, least: in
         gone &= np.abs(shown - under).max(1) <= config.threshold
         lost = np.bincount(owner, weights=gone, minlength=count + 1) / size > share
         # When all vanish at once it is the screen that blinks, not the things on it.
-        if lost.sum() < 0.8 * count or count < 5:
+        if lost[1:].sum() < count or count < 5:
             vanished += lost
     return np.where((vanished >= least)[pieces][..., None], bare, median)
 

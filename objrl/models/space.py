@@ -53,6 +53,9 @@ class SpaceConfig:
     """K components as in the paper, or a known picture with a weak residual."""
     components: int = 3
     """K of the background's mixture."""
+    box_margin: float = 0.0
+    """How much wider than the object z_where was taught to be: slots get its box divided by that.
+    0 where nothing taught it: slots get the box around the decoded mask, which costs a decoder."""
     max_slots: int = 64
     """Rows of the slots that an agent gets."""
     threshold: float = 0.5
@@ -216,9 +219,9 @@ class Foreground(nn.Module):
         A cell's object may sit up to one cell from the cell's centre, on either side.
         """
         height, width = self.config.frame_size
-        side = torch.tensor([width, height], device=shift.device) / self.config.cell
-        centre = 2 * (self.cell_index + 0.5 + torch.tanh(shift)) / side - 1
-        return torch.cat([torch.sigmoid(scale), centre], dim=-1)
+        centre = (self.cell_index + 0.5 + torch.tanh(shift)) * 2 * self.config.cell
+        x, y = centre[..., :1] / width - 1, centre[..., 1:] / height - 1
+        return torch.cat([torch.sigmoid(scale), x, y], dim=-1)
 
     def encode_glimpses(self, glimpses: Tensor) -> Gaussian:
         """(B, K, 3, g, g) -> q(z_what | x, z_where)."""
@@ -288,7 +291,7 @@ class Space(nn.Module):
             temperature: tau of the relaxed Bernoulli.
         """
         cells = self.infer(image)
-        draw = Gaussian.sample if self.training else _mean
+        draw = Gaussian.sample if self.training else Gaussian.mode
         if self.training:
             z_pres = relaxed_bernoulli(cells.logit, temperature)
         else:
@@ -356,10 +359,7 @@ class Space(nn.Module):
         return layers.mean + (1 - layers.alpha) * self.background.generate(batch).image
 
     def perceive(self, frames: Tensor) -> Percept:
-        """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture.
-
-        Of the decoder only the masks of max_slots cells are computed: tight boxes come from them.
-        """
+        """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture."""
         net = self.foreground
         image = to_image(frames, *self.config.frame_size)
         cells = self.infer(image)
@@ -367,20 +367,30 @@ class Space(nn.Module):
         index = self._choose(presence, self.max_slots)
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
         z_what = net.encode_glimpses(extract(image, where, net.glimpse, self._window)).mean
-        mask = net.mask_head(net.glimpse_decoder(z_what.flatten(0, 1)[:, :, None, None]))
+        rows = self.max_slots
         return Percept(
-            presence=take(presence, index),
-            z_where=where,
-            z_depth=take(cells.depth.mean, index),
-            z_what=z_what,
-            mask=mask.view(*index.shape, *mask.shape[2:]),
+            presence=_pad_rows(take(presence, index), rows),
+            z_where=_pad_rows(where, rows),
+            z_depth=_pad_rows(take(cells.depth.mean, index), rows),
+            z_what=_pad_rows(z_what, rows),
         )
 
+    def masks(self, z_what: Tensor) -> Tensor:
+        """(B, K, D) -> (B, K, g, g) alpha_att, without the appearance beside it."""
+        net = self.foreground
+        mask: Tensor = net.mask_head(net.glimpse_decoder(z_what.flatten(0, 1)[:, :, None, None]))
+        return mask.view(*z_what.shape[:2], *mask.shape[2:])
+
     def detect(self, frames: Tensor) -> Slots:
-        """Return slots without identity, by falling presence, in boxes tight around the masks."""
+        """Return slots without identity, by falling presence, in boxes tight around what is seen."""
         seen = self.perceive(frames)
         here = seen.presence > self.config.threshold
-        box = tight_boxes(seen.mask, seen.z_where)
+        if self.config.box_margin:
+            scale, centre = seen.z_where[..., :2], seen.z_where[..., 2:]
+            box = torch.cat([scale / self.config.box_margin, centre], dim=-1)
+        else:
+            box = tight_boxes(self.masks(seen.z_what), seen.z_where)
+        box = clip_boxes(box, self.config.frame_size)
         return Slots(
             position=box[..., 2:] * here,
             scale=box[..., :2] * here,
@@ -398,7 +408,7 @@ class Space(nn.Module):
         seen = self.perceive(frames)
         canvas = self.config.frame_size
         mask = (
-            seen.mask[:, :, None]
+            self.masks(seen.z_what)[:, :, None]
             * (seen.presence * (seen.presence > self.config.threshold))[..., None, None]
         )
         importance = 100 * mask * torch.sigmoid(seen.z_depth)[..., None, None]
@@ -431,18 +441,33 @@ class Percept:
         z_where: (B, K, 4) width, height, centre x, y: the raw box, as wide as its prior likes it.
         z_depth: (B, K, 1).
         z_what: (B, K, D).
-        mask: (B, K, g, g) alpha_att.
     """
 
     presence: Tensor
     z_where: Tensor
     z_depth: Tensor
     z_what: Tensor
-    mask: Tensor
+
+
+def _pad_rows(field: Tensor, rows: int) -> Tensor:
+    """(B, n, …) -> (B, rows, …): a grid may have fewer cells than an agent wants slots."""
+    missing = rows - field.shape[1]
+    if missing <= 0:
+        return field
+    return torch.cat([field, field.new_zeros(len(field), missing, *field.shape[2:])], dim=1)
+
+
+def clip_boxes(box: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """(B, K, 4) boxes -> the part of each that lies on the canvas, at least one pixel of it."""
+    scale, centre = box[..., :2], box[..., 2:]
+    pixel = 2 / max(canvas)
+    low = (centre - scale).clamp(-1, 1 - pixel)
+    high = torch.maximum((centre + scale).clamp(max=1), low + pixel)
+    return torch.cat([(high - low) / 2, (low + high) / 2], dim=-1)
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor) -> Tensor:
-    """(B, K, g, g) masks in (B, K, 4) boxes -> (B, K, 4) boxes around what the masks show.
+    """(B, K, g, g) masks in (B, K, 4) boxes -> (B, K, 4) boxes around what they show.
 
     An edge lies where the mask's profile crosses half of its maximum, at a fraction of a pixel by
     linear interpolation. z_where itself obeys its prior and is up to 1.7 times too wide.
@@ -450,7 +475,8 @@ def tight_boxes(mask: Tensor, z_where: Tensor) -> Tensor:
     edges = [_extent(mask.amax(dim)) for dim in (-2, -1)]  # over rows: x; over columns: y
     low, high = (torch.stack([edge[i] for edge in edges], dim=-1) for i in (0, 1))
     scale, centre = z_where[..., :2], z_where[..., 2:]
-    return torch.cat([scale * (high - low) / 2, centre + scale * (low + high) / 2], dim=-1)
+    low, high = ((centre + scale * edge).clamp(-1, 1) for edge in (low, high))
+    return torch.cat([(high - low) / 2, (high + low) / 2], dim=-1)
 
 
 def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,7 +492,3 @@ def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
         return ((at - 0.5 + cross) * 2 / count - 1)[..., 0].clamp(-1, 1)
 
     return first(profile), -first(profile.flip(-1))
-
-
-def _mean(latent: Gaussian) -> Tensor:
-    return latent.mean

@@ -56,6 +56,7 @@ class ImageEncoder(nn.Module):
 
     The tables have batch normalisation; we take group normalisation, which does not fail at the
     batch sizes that a small machine allows and makes a frame's code independent of its batch.
+    Their ELU is CELU's alpha = 1.
     """
 
     def __init__(self, inputs: int, channels: tuple[int, ...], outputs: int, size: tuple[int, int]):
@@ -78,13 +79,13 @@ class MaskDecoder(nn.Module):
         super().__init__()
         if size != (128, 128):
             raise ValueError(f"MaskDecoder: the paper's table draws 128 x 128, got {size}")
-        up = [(256, 4, 256), (128, 2, 128), (64, 4, 64), (16, 4, 16)]
-        rows = [Conv(256, 1, groups=16)]
-        for shuffled, factor, after in up:
-            groups = max(after // 16, 4)
-            rows.append(Conv(shuffled, 1, groups=groups, up=factor))
-            rows.append(Conv(after, 3, groups=groups))
-        rows.append(Conv(16, 3, groups=4))
+        rows = [
+            Conv(256, 1, 1, 16),
+            *(Conv(256, 1, 1, 16, up=4), Conv(256, 3, 1, 16)),
+            *(Conv(128, 1, 1, 16, up=2), Conv(128, 3, 1, 16)),
+            *(Conv(64, 1, 1, 8, up=4), Conv(64, 3, 1, 8)),
+            *(Conv(16, 1, 1, 4, up=4), Conv(16, 3, 1, 4), Conv(16, 3, 1, 4)),
+        ]
         self.layers = nn.Sequential(conv_stack(z_dim, rows), nn.Conv2d(16, 1, 3, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -94,7 +95,10 @@ class MaskDecoder(nn.Module):
 
 
 class ComponentDecoder(nn.Module):
-    """Table "Component Decoder": spatial broadcast (Watters et al. 2019), four convolutions."""
+    """Table "Component Decoder": spatial broadcast (Watters et al. 2019), four convolutions.
+
+    The authors' code has four of 32 channels without padding and a 1 x 1 head; this is the table.
+    """
 
     def __init__(self, z_dim: int, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -145,9 +149,10 @@ class Components(nn.Module):
         return start[:, :hidden], start[:, hidden : 2 * hidden], start[:, 2 * hidden :]
 
     def forward(self, image: Tensor) -> BackgroundOutput:
-        """Explain (B, 3, H, W) images."""
+        """Explain (B, 3, H, W) images; samples in training mode, posterior means otherwise."""
         batch = len(image)
-        code = self.image_encoder(image)
+        draw = Gaussian.sample if self.training else Gaussian.mode
+        code = F.celu(self.image_encoder(image))  # this table's linear layer has an ELU
         h, c, z = self._begin(0, batch)
         h_prior, c_prior, z_prior = self._begin(1, batch)
         samples: list[Tensor] = []
@@ -157,17 +162,18 @@ class Components(nn.Module):
             q = Gaussian.from_raw(self.predict_mask(h))
             h_prior, c_prior = self.prior_rnn(z_prior, (h_prior, c_prior))
             p = Gaussian.from_raw(self.predict_mask_prior(h_prior))
-            z = z_prior = q.sample()
+            z = z_prior = draw(q)
             samples.append(z)
             kl_mask = kl_mask + gaussian_kl(q, p.mean, p.std).sum(1)
         z_mask = torch.stack(samples, dim=1)
         mask = self._masks(z_mask)
         shown = image[:, None].expand(-1, self.components, -1, -1, -1)
+        # The mask enters as its logarithm, as in the authors' code; Algorithm 3 has pi_k itself.
         seen = torch.cat([(mask + _EPS).log(), shown], dim=2).flatten(0, 1)
         q = Gaussian.from_raw(self.component_encoder(seen))
         p = Gaussian.from_raw(self.predict_component(z_mask.flatten(0, 1)))
         kl = gaussian_kl(q, p.mean, p.std).sum(1).view(batch, -1).sum(1)
-        mean = self.component_decoder(q.sample()).unflatten(0, (batch, self.components))
+        mean = self.component_decoder(draw(q)).unflatten(0, (batch, self.components))
         return BackgroundOutput(mean, mask, kl_mask, kl)
 
     def _masks(self, z_mask: Tensor) -> Tensor:
@@ -218,7 +224,7 @@ class Static(nn.Module):
         small = F.adaptive_avg_pool2d(image - self.picture, self.coarse)
         q = Gaussian.from_raw(self.encoder(small.flatten(1)))
         kl = gaussian_kl(q, 0.0, 1.0).sum(1)
-        z = q.sample() if self.training else q.mean
+        z = q.sample() if self.training else q.mode()
         return self._draw(z, kl)
 
     def generate(self, batch: int) -> BackgroundOutput:

@@ -113,11 +113,14 @@ class Evidence:
 
     Attributes:
         presence: (B, N, 1) 1 where a blob's centre lies in the cell.
+        weight: (B, N, 1) how much that counts: more within a blob that another cell has, for
+            there an object would be split in two.
         z_where: (B, N, 4) that blob, in z_where's units, zero elsewhere.
         alpha: (B, 1, H, W) 1 where the frame differs from the static background.
     """
 
     presence: Tensor
+    weight: Tensor
     z_where: Tensor
     alpha: Tensor
 
@@ -125,12 +128,22 @@ class Evidence:
 def evidence_terms(output: SpaceOutput, evidence: Evidence) -> dict[str, Tensor]:
     """Return how far presence and boxes are from the blobs; no nats, weighed by the preset."""
     on = evidence.presence
-    # A cell beside a blob's may just as well hold the object: z_shift reaches one cell far.
-    pull = F.binary_cross_entropy_with_logits(output.cells.logit, on, reduction="none")
-    off = F.smooth_l1_loss(output.z_where, evidence.z_where, beta=0.02, reduction="none")
+    pull = F.binary_cross_entropy_with_logits(
+        output.cells.logit, on, evidence.weight, reduction="none"
+    )
+    # Sizes as ratios and centres in units of the size: a pixel means more to a small thing.
+    goal = evidence.z_where[..., :2].clamp(min=1e-3)
+    size = (output.z_where[..., :2] / goal).clamp(min=1e-6).log()
+    centre = (output.z_where[..., 2:] - evidence.z_where[..., 2:]) / (goal + 0.02)
+    off = F.smooth_l1_loss(
+        torch.cat([size, centre], dim=-1),
+        torch.zeros_like(output.z_where),
+        beta=0.2,
+        reduction="none",
+    )
     return {
         "evidence_pres": pull.flatten(1).sum(1),
-        "evidence_where": (on * off / 0.02).flatten(1).sum(1),
+        "evidence_where": (on * off).flatten(1).sum(1),
     }
 
 

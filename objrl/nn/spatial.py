@@ -13,6 +13,7 @@ Letters: B batch, K slots, C channels, H W canvas, g glimpse side, h w window si
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +44,16 @@ def _hat(centre: Tensor, taps: int) -> Tensor:
 
 
 def _resample(down: Tensor, pixels: Tensor, across: Tensor) -> Tensor:
-    """Down (B, K, m, h) @ pixels (B, K, h, C, w) @ across^T (B, K, w, n) -> (B, K, m, C, n).
+    """Down (B, K, m, h) @ pixels (B, K, h, C, w) @ across^T (B, K, n, w) -> (B, K, m, C, n).
 
     Rows come before channels so that neither product copies the pixels.
     """
     channels, width = pixels.shape[3:]
-    rows = (down.flatten(0, 1) @ pixels.flatten(0, 1).flatten(2)).view(*down.shape[:3], -1, width)
-    both = rows.view(-1, down.shape[2] * channels, width) @ across.flatten(0, 1).transpose(1, 2)
+    pixels = pixels.to(down.dtype).flatten(0, 1).flatten(2)
+    # Autocast would round positions, and importances of up to 100, to the 8 bits of bfloat16.
+    with torch.autocast(down.device.type, enabled=False):
+        rows = down.flatten(0, 1) @ pixels
+        both = rows.view(-1, down.shape[2] * channels, width) @ across.flatten(0, 1).mT
     return both.view(*down.shape[:3], channels, across.shape[2])
 
 
@@ -61,10 +65,13 @@ def _axis(count: int, like: Tensor) -> Tensor:
 def window_origin(z_where: Tensor, canvas: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """(B, K, 2) int64 x, y of the top left pixel of each box's window, inside the canvas."""
     (height, width), (h, w) = canvas, window
-    size = torch.tensor([width, height], device=z_where.device, dtype=z_where.dtype)
-    side = torch.tensor([w, h], device=z_where.device, dtype=z_where.dtype)
-    corner = ((z_where[..., 2:].detach() + 1) / 2 * size - side / 2).round()
-    return torch.minimum(corner.clamp(min=0), size - side).to(torch.int64)
+
+    def corner(side: int, whole: int, part: int) -> Tensor:
+        at = (z_where[..., 2 + side].detach() + 1) / 2 * whole - part / 2
+        # A NaN must come out as a NaN loss, not as a wild index that ends a CUDA process.
+        return at.nan_to_num().round().clamp(0, whole - part)
+
+    return torch.stack([corner(0, width, w), corner(1, height, h)], dim=-1).to(torch.int64)
 
 
 def _window_index(origin: Tensor, width: int, window: tuple[int, int]) -> Tensor:
@@ -95,10 +102,13 @@ def extract(image: Tensor, z_where: Tensor, glimpse: int, window: tuple[int, int
     index = _window_index(origin, width, window).view(batch, 1, -1)
     pixels = image.flatten(2).gather(2, index.expand(-1, channels, -1))
     pixels = pixels.view(batch, channels, rows, h, w).permute(0, 2, 3, 1, 4)
-    size = torch.tensor([width, height], device=image.device, dtype=image.dtype)
-    centre = z_where[..., 2:, None] + z_where[..., :2, None] * _axis(glimpse, image)
-    at = ((centre + 1) * size[:, None] - 1) / 2 - origin[..., None]  # (B, K, 2, g) in window pixels
-    return _resample(_hat(at[..., 1, :], h), pixels, _hat(at[..., 0, :], w)).transpose(2, 3)
+    unit = _axis(glimpse, z_where)
+
+    def taps(side: int, count: int, whole: int) -> Tensor:
+        at = z_where[..., 2 + side, None] + z_where[..., side, None] * unit
+        return _hat(((at + 1) * whole - 1) / 2 - origin[..., side, None], count)
+
+    return _resample(taps(1, h, height), pixels, taps(0, w, width)).transpose(2, 3)
 
 
 def place(
@@ -116,7 +126,7 @@ def place(
 
     def taps(side: int, count: int, whole: int) -> Tensor:
         pixel = origin[..., side, None] + torch.arange(count, device=origin.device)
-        unit = (2 * pixel + 1).to(glimpses.dtype) / whole - 1
+        unit = (2 * pixel + 1).to(z_where.dtype) / whole - 1
         inside = (unit - z_where[..., 2 + side, None]) / scale[..., side, None]
         return _hat(((inside + 1) * glimpse - 1) / 2, glimpse)
 
@@ -159,10 +169,10 @@ def composite(
     layers = torch.cat([mask * appearance, mask, importance], dim=2)
     placed = place(layers, z_where, origin, canvas, window)
     weight = torch.exp(placed[:, :, 4:] - _SHIFT)
-    base = torch.exp(torch.tensor(-_SHIFT, device=mask.device, dtype=mask.dtype))
+    base = math.exp(-_SHIFT)
     sums = torch.cat([weight * placed[:, :, :4], weight - base], dim=2)
     index = _window_index(origin, width, window).view(batch, 1, -1).expand(-1, 5, -1)
-    total = mask.new_zeros(batch, 5, height * width).scatter_add(
+    total = sums.new_zeros(batch, 5, height * width).scatter_add(
         2, index, sums.transpose(1, 2).reshape(batch, 5, -1)
     )
     total = total.view(batch, 5, height, width)
@@ -176,13 +186,12 @@ def composite_dense(
     """Do what `composite` does with every glimpse on the whole canvas: Algorithm 1 as it stands."""
     batch, rows = mask.shape[:2]
     importance = 100 * mask * torch.sigmoid(z_depth)[..., None, None]
-    layers = torch.cat([mask * appearance, mask, importance], dim=2).flatten(0, 1)
+    layers = torch.cat([mask * appearance, mask, importance], dim=2).flatten(0, 1).to(z_where.dtype)
     scale, shift = z_where.flatten(0, 1)[:, :2] + 1e-9, z_where.flatten(0, 1)[:, 2:]
-    theta = torch.zeros(batch * rows, 2, 3, device=mask.device, dtype=mask.dtype)
-    theta[:, 0, 0], theta[:, 1, 1] = 1 / scale[:, 0], 1 / scale[:, 1]
-    theta[:, :, 2] = -shift / scale
-    grid = F.affine_grid(theta, [batch * rows, 5, *canvas], align_corners=False)
-    placed = F.grid_sample(layers, grid, align_corners=False).view(batch, rows, 5, *canvas)
+    theta = torch.cat([torch.diag_embed(1 / scale), (-shift / scale)[..., None]], dim=2)
+    with torch.autocast(mask.device.type, enabled=False):  # as in `_resample`
+        grid = F.affine_grid(theta, [batch * rows, 5, *canvas], align_corners=False)
+        placed = F.grid_sample(layers, grid, align_corners=False).view(batch, rows, 5, *canvas)
     weight = torch.softmax(placed[:, :, 4:], dim=1)
     blend = (weight * placed[:, :, :4]).sum(1)
     return Layers(blend[:, :3], blend[:, 3:])

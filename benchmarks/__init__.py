@@ -1,0 +1,1 @@
+"""What perception and training cost; `python -m benchmarks` writes docs/benchmarks.md."""

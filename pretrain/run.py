@@ -1,0 +1,321 @@
+"""The one training loop: any task, CPU or CUDA, one device or several, resumable.
+
+Every step is a function of (seed, step) and the checkpoint, so that a run that was killed and
+resumed ends bit-equal on a CPU with one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import platform
+import signal
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from objrl.draw import write_png
+from objrl.models.median import Image
+from objrl.perceiver import FramePerceiver
+from objrl.pretrain.batches import Batches, sample
+from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
+from objrl.pretrain.configure import configure, look
+from objrl.pretrain.presets import SpaceRecipe
+from objrl.pretrain.report import final_metrics, picture
+from objrl.pretrain.space_task import Batch, SpaceTask
+from objrl.pretrain.store import FrameStore
+from objrl.weights.files import write_atomically
+from objrl.weights.registry import save_weights
+
+if TYPE_CHECKING:
+    from objrl.pretrain.train import TrainConfig
+
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+SHEET, REPORT, LOGS = "sheet.png", "report.json", "logs"
+
+
+class Run:
+    """One run: what it trains, and how far it is.
+
+    Attributes:
+        task: model and loss.
+        step: steps done.
+        steps: steps to do.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        store: FrameStore,
+        config: TrainConfig,
+        recipe: SpaceRecipe,
+        out: Path,
+        resumed: Checkpoint | None,
+    ) -> None:
+        """Look at the frames, build the task, and take up the checkpoint where there is one.
+
+        Raises:
+            ValueError: too few frames, frames in which nothing moves, another run's checkpoint.
+        """
+        self._since = time.monotonic(), time.process_time()
+        self._fabric, self._store, self._config, self._out = fabric, store, config, out
+        self._shown = sample(store, "val", 4)
+        found = None
+        if recipe.self_configure:
+            found = look(sample(store, "train", 1500))
+            recipe = configure(recipe, found)
+            fabric.print(f"found in the frames: {found.describe()}")
+        self._recipe = recipe
+        torch.manual_seed(config.seed)
+        self.task = SpaceTask(recipe, found)
+        self._optimizers = self.task.optimizers()
+        self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
+        about = {
+            "preset": config.preset,
+            "recipe": dataclasses.asdict(recipe),
+            "minutes": config.minutes,
+            "data": store.fingerprint(),
+            "seed": config.seed,
+            "found": found.describe() if found else {},
+            "devices": config.devices,
+            "precision": config.precision,
+        }
+        self._about = json.loads(json.dumps(about))
+        self._warned = ""
+        self.step, self.steps = 0, recipe.steps
+        if resumed:
+            self._go_on(resumed)
+        # Moves the model, and lets the optimisers follow; the task itself stays as it is.
+        self._objective, *self._steppers = fabric.setup(self.task, *self._optimizers)
+        if config.minutes and not resumed:
+            self.steps = self._steps_in(60 * config.minutes)
+
+    def fit(self) -> None:
+        """Run to the end, leaving a checkpoint now and then and when asked to stop.
+
+        Raises:
+            FloatingPointError: the loss is not finite; nothing of that step is kept.
+            KeyboardInterrupt: asked to stop; a checkpoint was written.
+        """
+        config, saved = self._config, time.monotonic()
+        bar = tqdm(initial=self.step, total=self.steps, unit="step", disable=not self._first)
+        self.task.train()
+        with _asked_to_stop() as stop, self._batches(self.step) as batches, bar:
+            while self.step < self.steps:
+                terms = self._update(next(batches))
+                last = self.step + 1 == self.steps
+                if self._first and (last or self.step % config.log_every == 0):
+                    self._log(terms, bar)
+                if self._first and (last or self.step % config.picture_every == 0):
+                    self._log_picture()
+                self.step += 1
+                bar.update()
+                if last or stop() or time.monotonic() - saved >= config.checkpoint_every:
+                    self._save()
+                    saved = time.monotonic()
+                if stop():
+                    raise KeyboardInterrupt
+
+    def export(self) -> Path:
+        """Measure on held-out frames, write weights, picture and report; return the weights."""
+        path = self._out / WEIGHTS
+        wall, cpu = self._clocks()
+        total: Any = self._fabric.all_reduce(torch.tensor(cpu), reduce_op="sum")
+        if self._first:
+            self._export(path, wall, float(total))
+        self._fabric.barrier()
+        return path
+
+    def _export(self, path: Path, wall: float, cpu: float) -> None:
+        held_out = sample(self._store, "val", 256)
+        metrics = final_metrics(self.task, held_out)
+        self._fabric.log_dict(metrics, self.step)
+        self._logger.finalize("success")
+        training = {
+            **{name: self._about[name] for name in ("preset", "seed", "found")},
+            "recipe": {**self._about["recipe"], "steps": self.steps},
+            "steps": self.step,
+            "seconds": round(wall, 1),
+            "cpu_seconds": round(cpu, 1),
+            "machine": f"{platform.machine()}, {self._fabric.world_size} x "
+            f"{self._fabric.device.type}, {torch.get_num_threads()} threads, "
+            f"{self._fabric.strategy.precision.precision}, torch {torch.__version__}",
+        }
+        data = self._about["data"]
+        save_weights(
+            *(path, self.task.model),
+            model_name=self.task.model_name,
+            data=data,
+            training=training,
+            metrics=metrics,
+        )
+        verdict = self.task.verdict(metrics["val_objects"]) or ""
+        if verdict:
+            warnings.warn(f"held-out frames: {verdict}", stacklevel=3)
+        report = {"weights": WEIGHTS, "data": data, **training, "metrics": metrics}
+        report["warning"] = verdict
+        write_atomically(self._out / REPORT, json.dumps(report, indent=2).encode())
+        write_png(self._out / SHEET, picture(FramePerceiver(self.task.model), held_out[::32]))
+        scores = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+        print(f"wrote {path}, {SHEET} and {REPORT} after {self.step} steps: {scores}")
+
+    @property
+    def _first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self._fabric.is_global_zero
+
+    @property
+    def _logger(self) -> Any:
+        return self._fabric.logger
+
+    def _clocks(self) -> tuple[float, float]:
+        """Return the wall and the CPU seconds of this process, those before a resume included."""
+        return time.monotonic() - self._since[0], time.process_time() - self._since[1]
+
+    def _batches(self, step: int) -> Batches:
+        return Batches(
+            *(self._store, self.task),
+            count=self._recipe.batch // self._fabric.world_size,
+            seed=self._config.seed,
+            rank=self._fabric.global_rank,
+            step=step,
+        )
+
+    def _go_on(self, resumed: Checkpoint) -> None:
+        there, here = _flat(resumed.about), _flat(self._about)
+        differing = [
+            f"{name} is {there.get(name)!r} there and {value!r} here"
+            for name, value in here.items()
+            if there.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{resumed.path}: expected the same options and data as of the run: "
+                f"{'; '.join(differing)}; resume with the same ones, or choose another --out"
+            )
+        restore(resumed, self.task.model, self._optimizers)
+        self.step, self.steps = resumed.about["step"], resumed.about["steps"]
+        self._since = (
+            self._since[0] - resumed.about["seconds"],
+            self._since[1] - resumed.about["cpu_seconds"],
+        )
+        self._fabric.print(f"resumed at step {self.step} of {self.steps}")
+
+    def _steps_in(self, seconds: float) -> int:
+        """Return how many steps fit, by trying a few and undoing them.
+
+        The schedules need to know the end; and so a run by time is also a run by steps: with that
+        number as --steps, it ends in the same weights.
+        """
+        before, times = copy.deepcopy(self.task.model.state_dict()), [time.monotonic()]
+        self.task.train()
+        with self._batches(0) as batches:
+            # The first one warms up and is not counted.
+            while len(times) < 3 or (len(times) < 12 and times[-1] - times[0] < seconds / 20):
+                self._update(next(batches))
+                times.append(time.monotonic())
+        self.task.model.load_state_dict(before)
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+        left = seconds - self._clocks()[0]
+        steps = max(1, int(left / statistics.median(np.diff(times[1:]))))
+        return int(self._fabric.broadcast(steps))
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one step and return the terms of the loss."""
+        # Noise is a function of the step: nothing to save, and a resumed run draws the same.
+        torch.manual_seed(_mix(self._config.seed, self.step, self._fabric.global_rank))
+        at = self.step if self._recipe.unit == "steps" else self.step / self.steps
+        total, terms = self._objective(batch.to(self._fabric.device), at)
+        for optimizer in self._steppers:
+            optimizer.zero_grad()
+        self._fabric.backward(total)
+        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self._recipe.clip)
+        terms = {name: term.detach() for name, term in terms.items()} | {"gradient": norm}
+        # One look at the device a step, so that no bad step gets into weights or checkpoints.
+        if not bool(torch.isfinite(total.detach() + norm)):
+            values = {name: float(term) for name, term in terms.items()}
+            raise FloatingPointError(
+                f"the loss or its gradient is not finite at step {self.step}: {values}; "
+                f"{self._kept()}; a lower learning rate or 32-true precision may help"
+            )
+        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * self._recipe.decay(at)
+        for optimizer in self._steppers:
+            optimizer.step()
+        return terms
+
+    def _kept(self) -> str:
+        path = self._out / CHECKPOINT
+        return f"the last checkpoint stays in {path}" if path.exists() else "no checkpoint yet"
+
+    def _log(self, terms: dict[str, Tensor], bar: tqdm[Any]) -> None:
+        values = {name: float(term) for name, term in terms.items()}
+        self._fabric.log_dict(values, self.step)
+        bar.set_postfix(
+            loss=f"{values['loss']:.0f}", objects=f"{values['objects']:.1f}", refresh=False
+        )
+        # The first tenth may look like a collapse without being one.
+        verdict = self.task.verdict(values["objects"])
+        if verdict and verdict != self._warned and self.step >= 0.1 * self.steps:
+            warnings.warn(f"step {self.step}: {verdict}", stacklevel=3)
+            self._warned = verdict
+
+    def _log_picture(self) -> None:
+        image: Image = picture(FramePerceiver(self.task.model), self._shown)
+        self._logger.experiment.add_image("frames", image, self.step, dataformats="HWC")
+        self.task.train()
+
+    def _save(self) -> None:
+        if self._first:
+            wall, cpu = self._clocks()
+            far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
+            about = {**self._about, **far}
+            save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question, lest a step be cut in two; a second one cuts."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Name what is nested: {"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(v, f"{name}.{key}" if name else key) for key, v in value.items()]
+    return {key: v for part in parts for key, v in part.items()}
+
+
+def _mix(*numbers: int) -> int:
+    """Make one seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

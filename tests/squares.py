@@ -1,0 +1,56 @@
+"""Frames of three squares that wander over a plain ground, and a store of them: all from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from objrl.pretrain.store import FrameWriter
+
+SIZE, SIDE = 64, 6
+
+
+def make_frames(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """(count, 64, 64, 3) uint8; each frame has its squares in places of its own."""
+    rng = np.random.default_rng(seed)
+    frames = np.full((count, SIZE, SIZE, 3), (20, 20, 60), np.uint8)
+    frames[:, -8:] = (90, 60, 0)
+    for frame in frames:
+        for colour in ((250, 30, 30), (30, 250, 30), (240, 240, 240)):
+            x, y = rng.integers(0, (SIZE - SIDE, SIZE - SIDE - 10))
+            frame[y : y + SIDE, x : x + SIDE] = colour
+    return frames
+
+
+def write_store(
+    path: Path,
+    frames: npt.NDArray[np.uint8],
+    *,
+    episode: int = 10,
+    env_id: str = "MovingSquares-v0",
+    asked: int | None = None,
+) -> Path:
+    """Write frames as episodes of that length."""
+    rows = np.arange(len(frames))
+    attributes = {"env_id": env_id, "policy": "random", "seed": 0}
+    with FrameWriter(
+        path,
+        frame_shape=frames.shape[1:],
+        action_shape=(),
+        action_dtype=np.int64,
+        attributes=attributes,
+        asked=asked or len(frames),
+    ) as writer:
+        writer.append(
+            frames=frames,
+            action=np.zeros(len(frames), np.int64),
+            reward=np.zeros(len(frames), np.float32),
+            terminated=rows % episode == episode - 1,
+            truncated=np.zeros(len(frames), np.bool_),
+            episode=rows // episode,
+            stream=np.zeros(len(frames), np.int64),
+            step=rows % episode,
+        )
+    return path

@@ -1,0 +1,462 @@
+"""SPACE: the paper's tables and algorithms, the sparse reading against the dense one, boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from objrl.models import MODELS
+from objrl.models.space import Space, SpaceConfig, SpaceOutput, clip_boxes, tight_boxes
+from objrl.models.space_background import Components, Static
+from objrl.models.space_loss import Priors, boundary_loss, elbo_terms
+from objrl.nn.blocks import Conv, conv_stack
+
+PRIORS = Priors(presence=0.1, scale_mean=(-2.0, -2.0), scale_std=0.1, sigma_fg=0.15, sigma_bg=0.15)
+TINY = SpaceConfig(
+    frame_size=(48, 64),
+    architecture="fast",
+    z_what=8,
+    dense=False,
+    background="static",
+    rendered=12,
+    window=24,
+    max_slots=10,
+)
+
+
+def build(config: SpaceConfig) -> Space:
+    torch.manual_seed(0)
+    return Space(config)
+
+
+@pytest.fixture(scope="module")
+def paper() -> Space:
+    return build(SpaceConfig())
+
+
+# ---- the tables of appendix D.3 ------------------------------------------------------------
+
+
+def table(*modules: nn.Module) -> list[str]:
+    """Write networks as the paper writes them: layer, channels, stride, normalisation."""
+    rows: list[str] = []
+    for module in (part for whole in modules for part in whole.modules()):
+        if isinstance(module, nn.Conv2d):
+            side, stride = module.kernel_size[0], module.stride[0]
+            rows.append(f"Conv {side} {module.out_channels} /{stride}")
+        elif isinstance(module, nn.PixelShuffle) and module.upscale_factor > 1:
+            _, _, channels, stride = rows[-1].split()
+            n = module.upscale_factor
+            rows[-1] = f"Sub({n}) {int(channels) // n**2} {stride}"
+        elif isinstance(module, nn.GroupNorm):
+            assert module.num_channels == int(rows[-1].split()[-2])
+            rows[-1] += f" GN({module.num_groups})"
+        elif isinstance(module, nn.Linear):
+            rows.append(f"Linear {module.out_features}")
+    return rows
+
+
+def test_the_foreground_encoders_are_the_tables(paper: Space) -> None:
+    net = paper.foreground
+    assert net.residual is not None
+    assert table(net.image_encoder) == [
+        *("Conv 4 16 /2 GN(4)", "Conv 4 32 /2 GN(8)", "Conv 4 64 /2 GN(8)"),
+        *("Conv 3 128 /1 GN(16)", "Conv 3 256 /1 GN(32)", "Conv 1 128 /1 GN(16)"),
+    ]
+    assert table(net.residual) == ["Conv 3 128 /1 GN(16)"] * 2
+    assert table(net.residual_encoder) == ["Conv 3 128 /1 GN(16)"]
+    assert table(net.glimpse_encoder, net.what_head) == [
+        *("Conv 3 16 /1 GN(4)", "Conv 4 32 /2 GN(8)", "Conv 3 32 /1 GN(4)"),
+        *("Conv 4 64 /2 GN(8)", "Conv 4 128 /2 GN(8)", "Conv 4 256 /1 GN(16)", "Linear 64"),
+    ]
+
+
+def test_the_glimpse_decoder_is_the_table(paper: Space) -> None:
+    net = paper.foreground
+    assert table(net.glimpse_decoder) == [
+        "Conv 1 256 /1 GN(16)",
+        *("Sub(2) 128 /1 GN(16)", "Conv 3 128 /1 GN(16)"),
+        *("Sub(2) 128 /1 GN(16)", "Conv 3 128 /1 GN(16)"),
+        *("Sub(2) 64 /1 GN(8)", "Conv 3 64 /1 GN(8)"),
+        *("Sub(2) 32 /1 GN(8)", "Conv 3 32 /1 GN(8)"),
+        *("Sub(2) 16 /1 GN(4)", "Conv 3 16 /1 GN(4)"),
+    ]
+
+
+def test_the_background_networks_are_the_tables(paper: Space) -> None:
+    """Where the tables have batch normalisation we have GN(8), and say so in the module."""
+    net = paper.background
+    assert isinstance(net, Components)
+    assert table(net.image_encoder) == ["Conv 3 64 /2 GN(8)"] * 4 + ["Linear 64"]
+    assert table(net.component_encoder) == (
+        ["Conv 3 32 /2 GN(8)"] * 2 + ["Conv 3 64 /2 GN(8)"] * 2 + ["Linear 64"]
+    )
+    assert table(net.component_decoder) == ["Conv 3 32 /1 GN(8)"] * 3 + ["Conv 3 3 /1"]
+    assert table(net.mask_decoder) == [
+        "Conv 1 256 /1 GN(16)",
+        *("Sub(4) 256 /1 GN(16)", "Conv 3 256 /1 GN(16)"),
+        *("Sub(2) 128 /1 GN(16)", "Conv 3 128 /1 GN(16)"),
+        *("Sub(4) 64 /1 GN(8)", "Conv 3 64 /1 GN(8)"),
+        *("Sub(4) 16 /1 GN(4)", "Conv 3 16 /1 GN(4)"),
+        *("Conv 3 16 /1 GN(4)", "Conv 3 1 /1"),
+    ]
+    assert (net.rnn.input_size, net.rnn.hidden_size) == (32 + 64, 64)
+    assert (net.prior_rnn.input_size, net.prior_rnn.hidden_size) == (32, 64)
+    assert table(net.predict_component) == ["Linear 64"] * 3  # two hidden layers of 64
+
+
+def size(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+def test_as_many_parameters_as_the_authors_code(paper: Space) -> None:
+    net = paper.foreground
+    assert size(net.image_encoder, net.residual, net.residual_encoder, net.heads) == 1_037_403
+    assert size(net.glimpse_encoder, net.what_head) == 724_000
+    assert size(net.glimpse_decoder, net.appearance_head, net.mask_head) == 595_764
+    # Theirs carries 1,024 dead ones beside them, an older boundary kernel.
+    assert size(net) == 2_358_191 - 1_024
+
+    back = paper.background
+    assert isinstance(back, Components)
+    assert size(back.image_encoder) == 375_296
+    assert size(back.component_encoder) == 328_448
+    assert size(back.mask_decoder) == 2_123_217
+    assert size(back.rnn) == 41_472
+    assert size(back.prior_rnn) == 25_088
+    assert size(back.predict_mask) == size(back.predict_mask_prior) == 4_160
+    assert size(back.predict_component) == 10_432
+    # The table has four convolutions; the authors' code four of 32 channels and a 1 x 1 head.
+    assert (
+        size(back.component_decoder) == 37_923 - (32 * 32 * 9 + 32 + 99) + (32 * 3 * 9 + 3) - 64 + 0
+    )
+    # Initial states and dummy mask; theirs shares the dummy between posterior and prior.
+    assert back.start.numel() == 288 + 32
+
+
+@pytest.mark.parametrize(("cell", "grid"), [(8, (16, 16)), (16, (8, 8)), (32, (4, 4))])
+@pytest.mark.parametrize("architecture", ["paper", "fast"])
+def test_every_grid_has_a_feature_for_every_cell(
+    cell: int, grid: tuple[int, int], architecture: str
+) -> None:
+    base = SpaceConfig() if architecture == "paper" else replace(TINY, frame_size=(128, 128))
+    model = build(replace(base, cell=cell))
+    assert model.config.grid == grid
+    cells = model.infer(torch.rand(1, 3, 128, 128))
+    count = grid[0] * grid[1]
+    assert cells.logit.shape == (1, count, 1)
+    assert cells.logit.abs().max() < 8.8
+    for name, width in (("depth", 1), ("scale", 2), ("shift", 2)):
+        assert getattr(cells, name).mean.shape == (1, count, width)
+        assert (getattr(cells, name).std > 0).all()
+
+
+@pytest.mark.parametrize("size", [(210, 160), (84, 84), (100, 67)])
+@pytest.mark.parametrize("cell", [8, 16, 32])
+def test_a_canvas_need_not_be_whole_cells(size: tuple[int, int], cell: int) -> None:
+    model = build(replace(TINY, frame_size=size, cell=cell)).eval()
+    out = model(torch.rand(1, 3, *size))
+    assert out.z_where.shape == (1, (size[0] // cell) * (size[1] // cell), 4)
+    assert out.reconstruction.shape == (1, 3, *size)
+
+
+def test_an_unknown_cell_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cell: expected 8, 16 or 32 pixels, got 12"):
+        build(replace(TINY, cell=12))
+
+
+def test_a_row_of_a_table_is_convolution_celu_norm() -> None:
+    stack = conv_stack(3, [Conv(8, 3, 1, 2), Conv(4, 1, up=2), Conv(6, 4, 2)])
+    kinds = [type(layer).__name__ for layer in stack]
+    assert kinds == [
+        *("Conv2d", "CELU", "GroupNorm"),
+        *("Conv2d", "PixelShuffle", "CELU"),
+        *("Conv2d", "CELU"),
+    ]
+    assert stack(torch.zeros(1, 3, 10, 12)).shape == (1, 6, 10, 12)
+
+
+# ---- algorithms 1 and 2 --------------------------------------------------------------------
+
+
+def test_algorithm_2(paper: Space) -> None:
+    net = paper.foreground
+    zero = torch.zeros(1, 256, 2)
+    where = net.where(zero, zero)
+    # Cell 17 of 16 x 16 is column 1, row 1; its centre is at 1.5 of 16.
+    torch.testing.assert_close(where[0, 17], torch.tensor([0.5, 0.5, 3 / 16 - 1, 3 / 16 - 1]))
+    torch.testing.assert_close(where[0, 2, 2:], torch.tensor([5 / 16 - 1, 1 / 16 - 1]))
+    scale = torch.tensor([-2.0, 1.0]).expand(1, 256, 2)
+    shift = torch.tensor([100.0, -100.0]).expand(1, 256, 2)
+    moved = net.where(scale, shift)
+    torch.testing.assert_close(moved[0, 17, :2], torch.sigmoid(torch.tensor([-2.0, 1.0])))
+    # One whole cell right and up.
+    torch.testing.assert_close(
+        moved[..., 2:] - where[..., 2:], torch.tensor([0.125, -0.125]).expand(1, 256, 2)
+    )
+
+
+def test_per_object_decoding_is_the_same_alone_and_together() -> None:
+    model = build(TINY).eval()
+    z_what = torch.randn(2, 5, 8)
+    appearance, mask = model.foreground.decode(z_what)
+    assert appearance.shape == (2, 5, 3, 16, 16)
+    assert mask.shape == (2, 5, 1, 16, 16)
+    for drawn in (appearance, mask):
+        assert ((drawn >= 0) & (drawn <= 1)).all()
+    one, alone = model.foreground.decode(z_what[1:, 3:4])
+    torch.testing.assert_close(one[0, 0], appearance[1, 3])
+    torch.testing.assert_close(alone[0, 0], mask[1, 3])
+
+
+def test_the_picture_is_put_together_from_what_is_decoded() -> None:
+    model = build(TINY).eval()
+    out = model(torch.rand(2, 3, 48, 64))
+    assert out.index.shape == (2, 12)
+    chosen = out.z_pres.gather(1, out.index[..., None])
+    assert chosen.min() >= out.z_pres.flatten(1).kthvalue(48 - 12 + 1, dim=1).values.min()
+    assert ((out.foreground.alpha >= 0) & (out.foreground.alpha <= 1 + 1e-6)).all()
+    assert (out.foreground.mean <= out.foreground.alpha + 1e-6).all()
+    expected = out.foreground.mean + (1 - out.foreground.alpha) * out.background.image
+    assert torch.equal(out.reconstruction, expected)
+
+
+# ---- sparse against dense ------------------------------------------------------------------
+
+ARCHITECTURES: list[SpaceConfig] = [
+    replace(TINY, frame_size=(48, 64)),
+    replace(TINY, frame_size=(64, 64), architecture="paper", cell=16),
+]
+
+
+def everything(model: Space, image: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Pictures, loss terms; and the gradient of their sum for every parameter."""
+    torch.manual_seed(7)
+    out: SpaceOutput = model(image, 1.0)
+    terms = elbo_terms(out, image, PRIORS)
+    terms["boundary"] = boundary_loss(out, model.config.frame_size)
+    model.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {
+        name: weight.grad.clone()
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    pictures = [out.foreground.mean, out.foreground.alpha, out.reconstruction, *terms.values()]
+    return [picture.detach() for picture in pictures], gradients
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES, ids=["fast", "paper"])
+def test_rendering_all_cells_on_the_whole_canvas_is_the_dense_model(config: SpaceConfig) -> None:
+    image = torch.rand(2, 3, *config.frame_size)
+    found = []
+    for dense in (True, False):
+        whole = replace(config, dense=dense, rendered=config.cells, window=max(config.frame_size))
+        model = build(whole).train()
+        assert isinstance(model.background, Static)
+        model.background.picture.fill_(0.5)
+        found.append(everything(model, image))
+    (dense_values, dense_gradients), (values, gradients) = found
+    assert dense_values[1].max() > 0.3
+    for one, other in zip(values, dense_values, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert set(gradients) == set(dense_gradients)
+    for name, gradient in gradients.items():
+        scale = dense_gradients[name].abs().max().clamp(min=1)
+        assert (gradient - dense_gradients[name]).abs().max() <= 1e-4 * scale, name
+
+
+# ---- training ------------------------------------------------------------------------------
+
+
+def check_gradients(model: Space) -> None:
+    image = torch.rand(1, 3, *model.config.frame_size)
+    _, gradients = everything(model.train(), image)
+    for name, _ in model.named_parameters():
+        assert name in gradients, name
+        assert gradients[name].isfinite().all(), name
+        assert gradients[name].abs().sum() > 0, name
+    # The heads share one layer: z_pres, z_depth, z_scale, z_shift each learn.
+    rows = gradients["foreground.heads.weight"].flatten(1).abs().sum(1)
+    assert (rows > 0).all()
+
+
+@pytest.mark.parametrize(
+    "cell", [32, pytest.param(16, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_a_gradient_reaches_every_parameter_of_the_paper(cell: int) -> None:
+    check_gradients(build(SpaceConfig(cell=cell, components=2)))
+
+
+def test_a_gradient_reaches_every_parameter_of_the_fast_one() -> None:
+    model = build(TINY)
+    assert isinstance(model.background, Static)
+    # Its last layer begins at zero, and so hides the one before from the first gradient.
+    nn.init.normal_(model.background.decoder[-1].weight, std=0.1)  # type: ignore[arg-type]
+    check_gradients(model)
+
+
+def test_one_picture_can_be_learnt_by_heart() -> None:
+    """Two squares on a known background: the loss falls, and two slots fit them."""
+    torch.manual_seed(0)
+    config = replace(TINY, rendered=8, max_slots=8)
+    model = build(config)
+    image = torch.full((1, 3, 48, 64), 0.1)
+    image[0, :, 10:18, 10:20] = torch.tensor([0.9, 0.2, 0.2]).view(3, 1, 1)
+    image[0, :, 30:38, 40:50] = torch.tensor([0.2, 0.9, 0.2]).view(3, 1, 1)
+    assert isinstance(model.background, Static)
+    model.background.picture.fill_(0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(60):
+        terms = elbo_terms(model(image, 0.5), image, PRIORS)
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 1000
+    model.eval()
+    error = (model(image).reconstruction - image).abs().detach()
+    assert error.mean() < 0.05
+
+
+# ---- inference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", ["static", "components"])
+def test_evaluation_is_deterministic_and_training_is_not(background: str) -> None:
+    config = TINY if background == "static" else replace(SpaceConfig(cell=32), z_what=8)
+    model = build(config).eval()
+    image = torch.rand(1, 3, *config.frame_size)
+    with torch.no_grad():
+        assert torch.equal(model(image).reconstruction, model(image).reconstruction)
+        model.train()
+        assert not torch.equal(model(image).reconstruction, model(image).reconstruction)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, dense=True), SpaceConfig(cell=16)],
+    ids=["fast", "dense", "paper"],
+)
+def test_scenes_are_drawn_from_the_prior(config: SpaceConfig) -> None:
+    model = build(config)
+    torch.manual_seed(0)
+    few = model.generate(3, presence=0.0, scale=-2.0)
+    many = model.generate(3, presence=0.3, scale=-2.0)
+    for scene in (few, many):
+        assert scene.shape == (3, 3, *config.frame_size)
+        assert scene.min() >= 0
+        assert scene.max() <= 1 + 1e-5
+        assert not scene.requires_grad
+    if config.background == "static":
+        # A black picture: what is seen is objects, and without objects there is nothing.
+        assert (few == 0).all()
+        assert (many > 0.05).any()
+
+
+def test_weights_alone_rebuild_the_model() -> None:
+    model = build(TINY).eval()
+    assert isinstance(model.background, Static)
+    model.background.picture.copy_(torch.rand(3, 48, 64))
+    kind, make = MODELS["space"]
+    torch.manual_seed(1)
+    copy = make(kind(**asdict(TINY))).eval()
+    copy.load_state_dict(model.state_dict())
+    image = torch.rand(1, 3, 48, 64)
+    assert torch.equal(copy(image).reconstruction, model(image).reconstruction)
+
+
+# ---- boxes ---------------------------------------------------------------------------------
+
+
+def box_of(mask: Tensor, where: tuple[float, ...] = (0.5, 0.25, 0.0, 0.0)) -> list[float]:
+    box: list[float] = tight_boxes(mask[None, None], torch.tensor(where).view(1, 1, 4))[
+        0, 0
+    ].tolist()
+    return box
+
+
+def rectangle(x0: int, y0: int, x1: int, y1: int, value: float = 1.0) -> Tensor:
+    mask = torch.zeros(16, 16)
+    mask[y0:y1, x0:x1] = value
+    return mask
+
+
+@pytest.mark.parametrize(
+    "corners", [(4, 2, 12, 14), (0, 0, 16, 16), (0, 5, 1, 6), (15, 15, 16, 16), (3, 0, 9, 16)]
+)
+def test_a_rectangles_box_is_exact(corners: tuple[int, int, int, int]) -> None:
+    x0, y0, x1, y1 = corners
+    # The glimpse spans 0.5 x 0.25 of the frame, so a mask pixel is a 32nd by a 64th of it.
+    expected = [(x1 - x0) / 32, (y1 - y0) / 64, (x0 + x1 - 16) / 32, (y0 + y1 - 16) / 64]
+    assert box_of(rectangle(*corners)) == pytest.approx(expected, abs=1e-6)
+    # However faint the object is drawn.
+    assert box_of(rectangle(*corners, value=0.2)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_soft_edges_are_interpolated() -> None:
+    mask = rectangle(4, 4, 12, 12)
+    mask[4:12, 3] = 0.25  # half of the maximum lies a third of the way from pixel 3 to 4
+    width, height, x, y = box_of(mask)
+    left = 3 + 1 / 3 + 0.5
+    assert width == pytest.approx((12 - left) / 32, abs=1e-6)
+    assert x == pytest.approx((12 + left - 16) / 32, abs=1e-6)
+    assert (height, y) == (pytest.approx(8 / 64, abs=1e-6), pytest.approx(0, abs=1e-6))
+    for fraction in (0.6, 0.8, 1.0):  # an edge that grows moves outwards, and nowhere jumps
+        mask[4:12, 3] = fraction
+        wider = box_of(mask)[0]
+        assert wider > width
+        width = wider
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-12, 1e-3])
+def test_a_mask_of_nothing_gives_a_box_all_the_same(value: float) -> None:
+    box = box_of(torch.full((16, 16), value))
+    assert all(math.isfinite(side) for side in box)
+    assert 0 < box[0] <= 0.5 + 1e-6
+
+
+def test_boxes_end_where_the_frame_does() -> None:
+    box = torch.tensor([[0.4, 0.2, 0.9, -1.1], [0.1, 0.1, 1.5, 0.0], [0.5, 0.5, 0.0, 0.0]])
+    clipped = clip_boxes(box[None], (50, 100))[0]
+    torch.testing.assert_close(clipped[0], torch.tensor([0.25, 0.05, 0.75, -0.95]))
+    torch.testing.assert_close(clipped[1], torch.tensor([0.01, 0.1, 0.99, 0.0]))  # a last pixel
+    torch.testing.assert_close(clipped[2], box[2])
+
+
+Pick = Callable[[Space], None]
+
+
+def test_slots_follow_presence_and_threshold() -> None:
+    model = build(TINY).eval()
+    frames = torch.randint(0, 255, (2, 48, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        seen = model.perceive(frames)
+        middle = float(seen.presence[0, 4, 0] + seen.presence[0, 5, 0]) / 2
+        model.config = replace(TINY, threshold=middle)
+        slots = model.detect(frames)
+    assert slots.mask[0].tolist() == [True] * 5 + [False] * 5
+    torch.testing.assert_close(slots.presence[0, :5], seen.presence[0, :5])
+    torch.testing.assert_close(slots.what[0, :5], seen.z_what[0, :5])
+    torch.testing.assert_close(slots.depth[0, :5], seen.z_depth[0, :5])
+
+
+def test_presence_is_the_cells_own(paper: Space) -> None:
+    """What perceive says of a slot is what the training forward says of its cell."""
+    model = build(TINY).eval()
+    frames = torch.randint(0, 255, (1, 48, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        seen = model.perceive(frames)
+        out = model(frames.permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(seen.presence[0, :, 0], out.z_pres[0, :, 0].topk(10).values)
+    torch.testing.assert_close(seen.z_where[0], out.z_where[0, out.index[0, :10]])
+    torch.testing.assert_close(seen.z_what[0], out.z_what[0, :10])
+    torch.testing.assert_close(seen.z_depth[0], out.z_depth[0, out.index[0, :10]])

@@ -1,0 +1,449 @@
+"""`objrl pretrain`: one loop, from frames to weights; killed, resumed, starved and misled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import objrl
+from objrl.pretrain import run
+from objrl.pretrain import train as train_module
+from objrl.pretrain.batches import choose
+from objrl.pretrain.checkpoint import load_checkpoint
+from objrl.pretrain.collect import CollectConfig
+from objrl.pretrain.space_task import Batch, SpaceTask
+from objrl.pretrain.store import FrameStore
+from objrl.pretrain.train import TrainConfig, train
+from objrl.weights import read_header
+from tests.squares import make_frames, write_store
+from tests.test_checkpoint import full_disk
+
+STEPS = 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "squares.h5", make_frames(120))
+
+
+def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    plain = TrainConfig(data=data, out=out, steps=3, batch=2, threads=1, device="cpu")
+    return dataclasses.replace(plain, **changes)
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    words = f"-m objrl.cli pretrain --data {data} --out {out} --batch 2 --threads 1 --device cpu"
+    return [sys.executable, *words.split(), *more]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "weights.safetensors" if path.is_dir() else path)
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(config(data, out, steps=STEPS, log_every=10, picture_every=20))
+    return out
+
+
+class TestARun:
+    def test_leaves_weights_that_load_and_see(self, uninterrupted: Path, data: Path) -> None:
+        perceiver = objrl.load(uninterrupted / "weights.safetensors", device="cpu")
+        slots = perceiver.encode(torch.from_numpy(make_frames(2, seed=9)))
+        assert slots.position.shape == (2, perceiver.max_slots, 2)
+        assert torch.isfinite(slots.what).all()
+        assert (uninterrupted / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+    def test_says_in_the_weights_and_the_report_how_it_went(
+        self, uninterrupted: Path, data: Path
+    ) -> None:
+        header = read_header(uninterrupted / "weights.safetensors")
+        training = header["training"]
+        assert (training["preset"], training["steps"], training["seed"]) == ("space-fast", STEPS, 0)
+        assert training["recipe"]["steps"] == STEPS
+        assert training["recipe"]["model"]["frame_size"] == [64, 64]
+        assert 5 < training["found"]["width"] < 8  # the squares' side is 6
+        assert training["seconds"] > 0
+        assert training["cpu_seconds"] > 0
+        assert "cpu" in training["machine"]
+        with FrameStore(data) as store:
+            assert header["data"] == store.fingerprint()
+        assert header["metrics"].keys() == {"val_elbo", "val_mse", "val_objects"}
+        report = json.loads((uninterrupted / "report.json").read_text())
+        assert report["metrics"] == header["metrics"]
+        assert report["steps"] == STEPS
+
+    def test_learns(self, uninterrupted: Path) -> None:
+        losses = events(uninterrupted).Scalars("loss")
+        assert losses[-1].value < losses[0].value
+
+    def test_shows_scalars_and_pictures(self, uninterrupted: Path) -> None:
+        board = events(uninterrupted)
+        names = {"loss", "nll", "kl_pres", "objects", "mse", "gradient", "val_mse"}
+        assert names <= set(board.Tags()["scalars"])
+        assert [entry.step for entry in board.Scalars("loss")] == [0, 10, 20, 30, STEPS - 1]
+        pictures = board.Images("frames")
+        assert [entry.step for entry in pictures] == [0, 20, STEPS - 1]
+        # Five panels side by side for each of four frames: input, boxes, parts, mask.
+        assert pictures[0].width > pictures[0].height
+        assert pictures[0].encoded_image_string[:4] == b"\x89PNG"
+
+    def test_by_time_ends_in_time_in_what_as_many_steps_give(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        began = time.monotonic()
+        train(config(data, tmp_path / "timed", steps=None, minutes=0.05))
+        assert time.monotonic() - began < 15
+        steps = read_header(tmp_path / "timed/weights.safetensors")["training"]["steps"]
+        assert steps > 5
+        train(config(data, tmp_path / "counted", steps=steps))
+        assert same(tensors(tmp_path / "timed"), tensors(tmp_path / "counted"))
+        again = config(data, tmp_path / "timed", steps=None, minutes=0.05, resume=True)
+        train(again)  # is done already: the checkpoint knows how many steps fitted
+        assert same(tensors(tmp_path / "timed"), tensors(tmp_path / "counted"))
+
+    def test_in_bfloat16_stays_finite(self, data: Path, tmp_path: Path) -> None:
+        path = train(config(data, tmp_path / "run", precision="bf16-mixed", steps=6))
+        assert all(t.dtype == torch.float32 for t in tensors(path).values())
+        assert all(torch.isfinite(t).all() for t in tensors(path).values())
+
+
+def events(out: Path) -> EventAccumulator:
+    board = EventAccumulator(str(out / "logs"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    return board
+
+
+class TestResume:
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+    def test_ends_bit_equal_with_a_run_that_was_not(
+        self, how: signal.Signals, uninterrupted: Path, data: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "run"
+        options = ["--steps", str(STEPS), "--log-every", "10", "--picture-every", "20"]
+        process = start(command(data, out, *options, "--checkpoint-every", "0"))
+        while process.poll() is None and not (out / "checkpoint.safetensors").exists():
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.2))  # wherever in a step, or in a write, that is
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == (130 if how == signal.SIGINT else -how), said
+        step = load_checkpoint(out / "checkpoint.safetensors").about["step"]
+        assert 0 < step < STEPS
+        resumed = config(data, out, steps=STEPS, resume=True, log_every=10, picture_every=20)
+        train(resumed)
+        assert same(tensors(out), tensors(uninterrupted)), f"stopped at step {step}"
+        # The board shows every step once, although some were taken twice.
+        board = events(out)
+        assert [entry.step for entry in board.Scalars("loss")] == [0, 10, 20, 30, STEPS - 1]
+
+    def test_of_a_finished_run_only_writes_the_weights_again(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        path = train(config(data, tmp_path / "run"))
+        before = tensors(path)
+        path.unlink()
+        train(config(data, tmp_path / "run", resume=True))
+        assert same(tensors(path), before)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"seed": 1}, "seed is 0 there and 1 here"),
+            ({"steps": 9}, "recipe.steps is 3 there and 9 here"),
+            ({"batch": 4}, "recipe.batch is 2 there and 4 here"),
+            ({"steps": None, "minutes": 1.0}, "minutes is None there and 1.0 here"),
+            ({"precision": "bf16-mixed"}, "precision is '32-true' there"),
+        ],
+    )
+    def test_with_other_options_is_refused(
+        self, data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        train(config(data, tmp_path / "run", precision="32-true", steps=3))
+        before = (tmp_path / "run/checkpoint.safetensors").read_bytes()
+        other = config(data, tmp_path / "run", precision="32-true", resume=True)
+        with pytest.raises(ValueError, match=re.escape(said)):
+            train(dataclasses.replace(other, **changes))
+        assert (tmp_path / "run/checkpoint.safetensors").read_bytes() == before
+
+    def test_with_other_data_is_refused(self, data: Path, tmp_path: Path) -> None:
+        train(config(data, tmp_path / "run"))
+        other = write_store(tmp_path / "other.h5", make_frames(120, seed=1))
+        with pytest.raises(ValueError, match=r"data\.sha256 is '\w+' there and '\w+' here"):
+            train(config(other, tmp_path / "run", resume=True))
+
+    def test_without_a_checkpoint_or_with_a_damaged_one_is_refused(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(FileNotFoundError, match="no such checkpoint to resume"):
+            train(config(data, tmp_path / "run", resume=True))
+        path = tmp_path / "run/checkpoint.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\x00" * 100)
+        with pytest.raises(ValueError, match="expected a whole checkpoint, got a damaged file"):
+            train(config(data, tmp_path / "run", resume=True))
+
+
+class TestTrouble:
+    def test_a_full_disk_is_told_and_the_last_checkpoint_kept(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        room = full_disk(room=1_000_000)  # more than the logs need, less than a checkpoint
+
+        class Filling(SpaceTask):
+            calls = 0
+
+            def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
+                Filling.calls += 1
+                if Filling.calls == 3:
+                    room.__enter__()
+                return super().forward(batch, at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "SpaceTask", Filling)
+            try:
+                with pytest.raises(OSError, match="could not write a checkpoint"):
+                    train(config(data, out, steps=5, checkpoint_every=0, picture_every=100))
+            finally:
+                room.__exit__(None, None, None)
+        assert load_checkpoint(out / "checkpoint.safetensors").about["step"] == 2
+        path = train(config(data, out, steps=5, resume=True))
+        train(config(data, tmp_path / "whole", steps=5))
+        assert same(tensors(path), tensors(tmp_path / "whole"))
+
+    def test_a_loss_that_is_not_finite_ends_the_run_before_it_spreads(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Diverging(SpaceTask):
+            calls = 0
+
+            def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
+                total, terms = super().forward(batch, at)
+                Diverging.calls += 1
+                return total * (float("nan") if Diverging.calls == 5 else 1), terms
+
+        monkeypatch.setattr(run, "SpaceTask", Diverging)
+        with pytest.raises(FloatingPointError, match=r"not finite at step 4: .*checkpoint stays"):
+            train(config(data, tmp_path / "run", steps=9, checkpoint_every=0))
+        checkpoint = load_checkpoint(tmp_path / "run/checkpoint.safetensors")
+        assert checkpoint.about["step"] == 4
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
+
+    @pytest.mark.parametrize(("bias", "said"), [(-9.0, "no objects"), (9.0, "everything is an")])
+    def test_the_two_collapses_are_warned_of(
+        self,
+        data: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        bias: float,
+        said: str,
+    ) -> None:
+        class Collapsed(SpaceTask):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                assert self.model.foreground.heads.bias is not None
+                with torch.no_grad():
+                    self.model.foreground.heads.weight[0] = 0
+                    self.model.foreground.heads.bias[0] = bias  # tanh saturates: no way back
+
+        monkeypatch.setattr(run, "SpaceTask", Collapsed)
+        with pytest.warns(UserWarning, match=rf"step 2: {said}") as caught:
+            train(config(data, tmp_path / "run", steps=12, log_every=2))
+        early = [str(entry.message) for entry in caught if str(entry.message).startswith("step")]
+        assert len(early) == 1, "said once, not at every look"
+        assert said in json.loads((tmp_path / "run/report.json").read_text())["warning"]
+
+    def test_a_healthy_run_is_not_warned_of(self, uninterrupted: Path) -> None:
+        assert json.loads((uninterrupted / "report.json").read_text())["warning"] == ""
+
+    @pytest.mark.parametrize(
+        ("frames", "said"),
+        [
+            (np.full((60, 64, 64, 3), 7, np.uint8), "expected something that moves"),
+            (np.repeat(make_frames(1), 60, axis=0), "expected something that moves"),
+            (make_frames(1), "got none in 'val': 1 frames in all are too few"),
+        ],
+        ids=["one colour", "still", "one frame"],
+    )
+    def test_frames_to_learn_nothing_from(
+        self, tmp_path: Path, frames: np.ndarray[Any, np.dtype[np.uint8]], said: str
+    ) -> None:
+        path = write_store(tmp_path / "frames.h5", frames)
+        with pytest.raises(ValueError, match=said):
+            train(config(path, tmp_path / "run"))
+        assert not (tmp_path / "run/checkpoint.safetensors").exists()
+
+    def test_few_frames_are_enough_to_run(self, tmp_path: Path) -> None:
+        path = write_store(tmp_path / "frames.h5", make_frames(12), episode=12)
+        assert train(config(path, tmp_path / "run", batch=16)).exists()
+
+    def test_a_folder_that_holds_a_run_is_left_alone(self, data: Path, uninterrupted: Path) -> None:
+        before = (uninterrupted / "weights.safetensors").read_bytes()
+        with pytest.raises(FileExistsError, match=r"holds a run; go on with --resume"):
+            train(config(data, uninterrupted))
+        assert (uninterrupted / "weights.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"data": None}, "expected one of --data and --env, got data=None and env=None"),
+            ({"env": "ALE/Pong-v5"}, "expected one of --data and --env"),
+            ({"frames": 9}, "frames: expected it with --env only"),
+            ({"minutes": 1.0}, "expected minutes or steps, got both"),
+            ({"steps": None, "minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
+            ({"steps": None, "minutes": float("nan")}, "minutes: expected more than 0, got nan"),
+            ({"steps": 0}, "steps: expected at least 1, got 0"),
+            ({"batch": 0}, "batch: expected at least 1, got 0"),
+            ({"batch": 3, "devices": 2}, "batch: expected a multiple of the 2 devices, got 3"),
+            ({"threads": 0}, "threads: expected at least 1, got 0"),
+            ({"seed": -1}, "seed: expected at least 0, got -1"),
+            ({"log_every": 0}, "log_every: expected at least 1, got 0"),
+            ({"checkpoint_every": -1.0}, "checkpoint_every: expected at least 0, got -1.0"),
+            ({"preset": "space-fst"}, "space-fast"),
+            ({"preset": "nonsense"}, "space-paper-room_small"),
+            ({"device": "cuda", "devices": 99, "batch": 99}, "expected 99 CUDA device"),
+        ],
+    )
+    def test_bad_settings(
+        self, data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            train(dataclasses.replace(config(data, tmp_path / "run"), **changes))
+        assert not (tmp_path / "run").exists()
+
+    def test_data_that_are_not_there_or_cut_short(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"gone.h5: no such file"):
+            train(config(tmp_path / "gone.h5", tmp_path / "run"))
+        short = tmp_path / "short.h5"
+        short.write_bytes(data.read_bytes()[:-5000])
+        with pytest.raises(ValueError, match="cut short or damaged"):
+            train(config(short, tmp_path / "run"))
+
+
+class TestEnv:
+    def test_frames_are_collected_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        asked: list[int] = []
+
+        def collect(wanted: CollectConfig) -> Path:
+            asked.append(wanted.frames)
+            wanted.out.parent.mkdir(exist_ok=True)
+            wanted.out.unlink(missing_ok=True)
+            frames = make_frames(min(wanted.frames, 60))
+            return write_store(wanted.out, frames, env_id=str(wanted.env))
+
+        monkeypatch.setattr(train_module, "collect", collect)
+        plain = TrainConfig(env="ALE/SpaceInvaders-v5", steps=1, batch=2, device="cpu")
+
+        def again(number: int, **changes: Any) -> Path:
+            return train(dataclasses.replace(plain, out=Path(f"run{number}"), **changes))
+
+        assert train(plain) == Path("runs/space_invaders-space-fast/weights.safetensors")
+        again(1)
+        assert asked == [10_000], "collected the first time, reused the second"
+        again(2, frames=60)
+        assert asked == [10_000]
+        again(3, frames=80)
+        assert asked == [10_000, 80], "more are asked for than there are"
+
+        Path("runs/space_invaders.h5").unlink()
+        cut = {"env_id": "ALE/SpaceInvaders-v5", "asked": 90}
+        write_store(Path("runs/space_invaders.h5"), make_frames(30), **cut)
+        again(4)
+        assert asked == [10_000, 80, 10_000], "a collection that was killed is gone on with"
+
+        with pytest.raises(ValueError, match=r"expected frames of SpaceInvadersNoFrameskip-v4"):
+            again(5, env="SpaceInvadersNoFrameskip-v4")
+
+    def test_a_real_game_from_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = train(TrainConfig(env="ALE/Pong-v5", frames=120, steps=1, batch=2, device="cpu"))
+        assert path == Path("runs/pong-space-fast/weights.safetensors")
+        assert objrl.load(path, device="cpu").max_slots > 0
+        with FrameStore("runs/pong.h5") as store:
+            assert (store.env_id, len(store)) == ("ALE/Pong-v5", 120)
+
+    def test_an_unknown_game(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=r"got 'ALE/Pnog-v5'; did you mean ALE/Pong-v5"):
+            train(TrainConfig(env="ALE/Pnog-v5"))
+        assert os.listdir(tmp_path) == []
+
+
+class TestBatches:
+    def test_follow_from_seed_step_and_rank(self) -> None:
+        rows = np.arange(100)
+        first = choose(rows, 8, seed=0, step=3, rank=0)
+        assert len(set(first)) == 8
+        assert np.array_equal(first, choose(rows, 8, seed=0, step=3, rank=0))
+        for other in ({"seed": 1}, {"step": 4}, {"rank": 1}):
+            changed = choose(rows, 8, **({"seed": 0, "step": 3, "rank": 0} | other))
+            assert not np.array_equal(first, changed), other
+
+    def test_draw_a_frame_twice_only_when_there_are_too_few(self) -> None:
+        assert sorted(choose(np.arange(5), 5, seed=0, step=0, rank=0)) == [0, 1, 2, 3, 4]
+        assert len(choose(np.arange(5), 12, seed=0, step=0, rank=0)) == 12
+
+
+@pytest.mark.slow
+class TestSlow:
+    def test_two_processes_train_one_model(self, data: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        options = ("--devices", "2", "--steps", "4", "--log-every", "1")
+        done = subprocess.run(
+            command(data, out, *options), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(out).values())
+        assert "2 x cpu" in read_header(out / "weights.safetensors")["training"]["machine"]
+        # One batch of two is not two batches of one: each process drew its own.
+        train(config(data, tmp_path / "alone", steps=4))
+        assert not same(tensors(out), tensors(tmp_path / "alone"))
+
+    @pytest.mark.parametrize("name", ["space-paper-space_invaders", "space-paper-room_small"])
+    def test_the_papers_presets_run(self, data: Path, tmp_path: Path, name: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # two steps are a collapse to the eye
+            path = train(config(data, tmp_path / "run", preset=name, steps=2))
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(path).values())
+        assert objrl.load(path, device="cpu").max_slots == 64

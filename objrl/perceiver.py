@@ -7,6 +7,7 @@ A model that looks at one frame at a time is a `Detector`; `FramePerceiver` lend
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -107,8 +108,8 @@ class FramePerceiver(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it computes; frames from elsewhere are moved there."""
-        tensors = [*self.detector.parameters(), *self.detector.buffers()]
-        return tensors[0].device if tensors else torch.device("cpu")
+        tensors = chain(self.detector.parameters(), self.detector.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def initial_state(self, batch: int) -> tracking.TrackerState:
         """Return the state of `batch` environments that have seen nothing."""
@@ -149,9 +150,7 @@ class FramePerceiver(nn.Module):
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Slots:
         """See (B, H, W, 3) uint8 RGB frames without a past: `step` from a fresh state."""
-        batch = len(check_frames(frames))
-        first = torch.ones(batch, dtype=torch.bool, device=self.device)
-        return self.step(frames, self.initial_state(batch), first)[0]
+        return tracking.number(self.detector.detect(check_frames(frames).to(self.device)))
 
     @torch.no_grad()
     def segment(self, frames: Tensor) -> Tensor:

@@ -135,6 +135,17 @@ def follow(
     )
 
 
+def number(found: Slots) -> Slots:
+    """Give detections that have no past ids from 0 on: what `follow` does from a fresh state.
+
+    Args:
+        found: (B, N, ·) detections, present rows first; ids are ignored.
+    """
+    mask = found.mask
+    ids = torch.where(mask, mask.cumsum(1) - 1, NO_TRACK)
+    return replace(found, track_id=ids[..., None])
+
+
 def _cost(found: Slots, expected: Tensor, state: TrackerState, config: TrackerConfig) -> Tensor:
     """(B, K, N) cost of taking detection n for row k; infinite beyond the gate."""
     size = (state.scale[:, :, None] + found.scale[:, None]) / 2

@@ -10,13 +10,9 @@ import copy
 import dataclasses
 import json
 import platform
-import signal
 import statistics
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +31,7 @@ from objrl.pretrain.configure import configure, look
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
+from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.store import FrameStore
 from objrl.weights.files import write_atomically
 from objrl.weights.registry import save_weights
@@ -112,7 +109,7 @@ class Run:
         config, saved = self._config, time.monotonic()
         bar = tqdm(initial=self.step, total=self.steps, unit="step", disable=not self._first)
         self.task.train()
-        with _asked_to_stop() as stop, self._batches(self.step) as batches, bar:
+        with asked_to_stop() as stop, self._batches(self.step) as batches, bar:
             while self.step < self.steps:
                 terms = self._update(next(batches))
                 last = self.step + 1 == self.steps
@@ -285,27 +282,6 @@ class Run:
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
             about = {**self._about, **far}
             save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question, lest a step be cut in two; a second one cuts."""
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
-        yield asked.is_set
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _default_data(config: TrainConfig) -> Path:
 def _collected(config: TrainConfig) -> Path:
     """Return the file with a game's frames, collecting what is missing."""
     path = _default_data(config)
-    frames = config.frames
+    frames = config.frames or _FRAMES
     if path.exists():
         with FrameStore(path) as store:
             if store.env_id != config.env:
@@ -156,10 +156,10 @@ def _collected(config: TrainConfig) -> Path:
                     f"{path}: expected frames of {config.env}, got some of {store.env_id}; name "
                     "the file to use with --data, or collect another with `objrl collect`"
                 )
-            if store.complete and len(store) >= (frames or 0):
+            if store.complete and len(store) >= (config.frames or 0):
                 return path
-            frames = max(frames or 0, _FRAMES, len(store))
-    return collect(CollectConfig(env=config.env, out=path, frames=frames or _FRAMES))
+            frames = max(frames, len(store))
+    return collect(CollectConfig(env=config.env, out=path, frames=frames))
 
 
 def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabric:
@@ -168,13 +168,14 @@ def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabri
     if precision == "auto":
         precision = "bf16-mixed" if cuda else "32-true"
     # Not every term reaches every parameter, and which ones do changes during a run.
-    strategy = DDPStrategy(find_unused_parameters=True) if config.devices > 1 else "auto"
+    # Buffers are the same everywhere and never change.
+    spread = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     # What was logged after the checkpoint will be logged again: let the board forget it.
     purge = resumed.about["step"] if resumed else None
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=config.devices,
-        strategy=strategy,
+        strategy=spread if config.devices > 1 else "auto",
         precision=precision,
         loggers=TensorBoardLogger(out, name="", version=LOGS, purge_step=purge),
     )

@@ -34,7 +34,7 @@ def write_store(
 ) -> Path:
     """Write frames as episodes of that length."""
     rows = np.arange(len(frames))
-    attributes = {"env_id": env_id, "policy": "random", "seed": 0}
+    attributes: dict[str, str | int | float] = {"env_id": env_id, "policy": "random", "seed": 0}
     with FrameWriter(
         path,
         frame_shape=frames.shape[1:],

@@ -92,7 +92,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata={"format": "else"})
     with pytest.raises(ValueError, match="got a file with format 'else'"):
         load_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="nothing to resume|no such checkpoint to resume"):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint to resume"):
         load_checkpoint(tmp_path / "gone.safetensors")
 
 
@@ -110,7 +110,9 @@ def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
     take_steps(model, optimizers, 1)
     with (
         full_disk(room=500),
-        pytest.raises(OSError, match="could not write a checkpoint .*; the one before it is whole"),
+        pytest.raises(
+            OSError, match=r"could not write a checkpoint .*; the one before it is whole"
+        ),
     ):
         save_checkpoint(path, model, optimizers, {"step": 3})
     assert path.read_bytes() == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
@@ -50,9 +49,9 @@ def table(*modules: nn.Module) -> list[str]:
             side, stride = module.kernel_size[0], module.stride[0]
             rows.append(f"Conv {side} {module.out_channels} /{stride}")
         elif isinstance(module, nn.PixelShuffle) and module.upscale_factor > 1:
-            _, _, channels, stride = rows[-1].split()
+            _, _, channels, step = rows[-1].split()
             n = module.upscale_factor
-            rows[-1] = f"Sub({n}) {int(channels) // n**2} {stride}"
+            rows[-1] = f"Sub({n}) {int(channels) // n**2} {step}"
         elif isinstance(module, nn.GroupNorm):
             assert module.num_channels == int(rows[-1].split()[-2])
             rows[-1] += f" GN({module.num_groups})"
@@ -132,9 +131,13 @@ def test_as_many_parameters_as_the_authors_code(paper: Space) -> None:
     assert size(back.predict_mask) == size(back.predict_mask_prior) == 4_160
     assert size(back.predict_component) == 10_432
     # The table has four convolutions; the authors' code four of 32 channels and a 1 x 1 head.
-    assert (
-        size(back.component_decoder) == 37_923 - (32 * 32 * 9 + 32 + 99) + (32 * 3 * 9 + 3) - 64 + 0
+    theirs, last_3x3_and_norm, head, ours = (
+        37_923,
+        32 * 32 * 9 + 32 + 64,
+        32 * 3 + 3,
+        32 * 3 * 9 + 3,
     )
+    assert size(back.component_decoder) == theirs - last_3x3_and_norm - head + ours
     # Initial states and dummy mask; theirs shares the dummy between posterior and prior.
     assert back.start.numel() == 288 + 32
 
@@ -409,7 +412,7 @@ def test_soft_edges_are_interpolated() -> None:
     left = 3 + 1 / 3 + 0.5
     assert width == pytest.approx((12 - left) / 32, abs=1e-6)
     assert x == pytest.approx((12 + left - 16) / 32, abs=1e-6)
-    assert (height, y) == (pytest.approx(8 / 64, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert (height, y) == pytest.approx((8 / 64, 0), abs=1e-6)
     for fraction in (0.6, 0.8, 1.0):  # an edge that grows moves outwards, and nowhere jumps
         mask[4:12, 3] = fraction
         wider = box_of(mask)[0]
@@ -432,9 +435,6 @@ def test_boxes_end_where_the_frame_does() -> None:
     torch.testing.assert_close(clipped[2], box[2])
 
 
-Pick = Callable[[Space], None]
-
-
 def test_slots_follow_presence_and_threshold() -> None:
     model = build(TINY).eval()
     frames = torch.randint(0, 255, (2, 48, 64, 3), dtype=torch.uint8)
@@ -449,7 +449,7 @@ def test_slots_follow_presence_and_threshold() -> None:
     torch.testing.assert_close(slots.depth[0, :5], seen.z_depth[0, :5])
 
 
-def test_presence_is_the_cells_own(paper: Space) -> None:
+def test_presence_is_the_cells_own() -> None:
     """What perceive says of a slot is what the training forward says of its cell."""
     model = build(TINY).eval()
     frames = torch.randint(0, 255, (1, 48, 64, 3), dtype=torch.uint8)

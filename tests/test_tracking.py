@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,19 +71,18 @@ def test_first_sight_gives_rows_and_ids_in_the_detectors_order() -> None:
 
 
 def test_a_still_scene_keeps_rows_and_ids_for_2000_frames() -> None:
-    generator = np.random.default_rng(0)
-    corners = generator.permutation(64)[:20]
-    things = [Thing(-0.9 + 0.25 * (c % 8), -0.9 + 0.25 * (c // 8)) for c in corners.tolist()]
-    state = initial_state(1, 24, FEATURES)
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randperm(64, generator=generator)[:20].tolist()
+    things = [Thing(-0.9 + 0.25 * (c % 8), -0.9 + 0.25 * (c // 8)) for c in corners]
+    scene, state = sighting(things, rows=24), initial_state(1, 24, FEATURES)
     before: Tensor | None = None
     for _ in range(2000):
-        order = generator.permutation(len(things))  # a detector's order means nothing
-        jitter = generator.normal(0, 0.004, (len(things), 2))
-        seen = [
-            replace(things[i], x=things[i].x + dx, y=things[i].y + dy)
-            for i, (dx, dy) in zip(order.tolist(), jitter.tolist(), strict=True)
-        ]
-        slots, state = follow(sighting(seen, rows=24), state, NOT_FIRST, CONFIG)
+        jitter = 0.004 * torch.randn(scene.position.shape, generator=generator)
+        seen = replace(scene, position=scene.position + jitter * scene.mask[..., None])
+        order = torch.randperm(20, generator=generator)  # a detector's order means nothing
+        order = torch.cat([order, torch.arange(20, 24)])
+        found = seen.map(lambda field, order=order: field[:, order])  # type: ignore[misc]
+        slots, state = follow(found, state, NOT_FIRST, CONFIG)
         if before is not None:
             assert torch.equal(slots.track_id, before)
         before = slots.track_id
@@ -150,14 +148,32 @@ def test_a_marching_block_of_equal_objects_keeps_ids(step: int) -> None:
     assert int(watcher.state.overflow) == 0
 
 
-def test_speed_is_learnt() -> None:
-    """Faster than it is long: only with a velocity does the expected place follow."""
+def test_looks_outweigh_a_small_step() -> None:
     watcher = Watcher(4)
-    x, speed = -0.9, 0.02
-    while x < 0.9:
+    left, right = Thing(-0.01, 0, look=1), Thing(0.01, 0, look=2)
+    assert watcher.see([left, right]) == [0, 1]
+    assert watcher.see([replace(left, x=0.01), replace(right, x=-0.01)]) == [0, 1]
+
+
+def test_speed_is_learnt() -> None:
+    """In the end it leaps beyond the gate: only where it is expected can it be recognised."""
+    watcher = Watcher(4)
+    gate = 2 * CONFIG.gate * (0.02 + CONFIG.slack)
+    x, speed = -0.95, 0.02
+    while x < 1:
         assert watcher.see([Thing(x, 0, 0.02, 0.02)]) == [0]
-        speed = min(speed + 0.01, 0.12)
+        speed = min(speed + 0.025, 1.5 * gate)
         x += speed
+    assert speed > 1.4 * gate
+
+
+def test_a_newcomer_does_not_inherit_the_speed_of_whose_row_it_takes() -> None:
+    watcher = Watcher(1)
+    for x in (-0.5, -0.4, -0.3):
+        assert watcher.see([Thing(x, 0)]) == [0]
+    assert (watcher.state.velocity[0, 0, 0] > 0.05).all()
+    assert watcher.see([Thing(0.5, 0.9)]) == [1]
+    assert (watcher.state.velocity == 0).all()
 
 
 def test_an_object_that_outgrows_the_gate_is_new() -> None:

@@ -302,7 +302,7 @@ class Space(nn.Module):
             z_pres, self.config.cells if self.config.dense else self.config.rendered
         )
         where = take(z_where, index)
-        glimpses = extract(image, where, self.foreground.glimpse, self._window)
+        glimpses = extract(image, where, self.foreground.glimpse)
         what = self.foreground.encode_glimpses(glimpses)
         z_what = draw(what)
         appearance, mask = self.foreground.decode(z_what)
@@ -366,7 +366,7 @@ class Space(nn.Module):
         presence = torch.sigmoid(cells.logit)
         index = self._choose(presence, self.max_slots)
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
-        z_what = net.encode_glimpses(extract(image, where, net.glimpse, self._window)).mean
+        z_what = net.encode_glimpses(extract(image, where, net.glimpse)).mean
         rows = self.max_slots
         return Percept(
             presence=_pad_rows(take(presence, index), rows),
@@ -382,7 +382,7 @@ class Space(nn.Module):
         return mask.view(*z_what.shape[:2], *mask.shape[2:])
 
     def detect(self, frames: Tensor) -> Slots:
-        """Return slots without identity, by falling presence, in boxes tight around what is seen."""
+        """Return slots without identity, by falling presence, in tight boxes."""
         seen = self.perceive(frames)
         here = seen.presence > self.config.threshold
         if self.config.box_margin:

@@ -1,0 +1,158 @@
+"""SPACE's part of the loop: batches with evidence, a loss that reaches everything, a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from objrl.models.space import SpaceConfig
+from objrl.perceiver import FramePerceiver
+from objrl.pretrain.configure import configure, look
+from objrl.pretrain.presets import preset
+from objrl.pretrain.report import final_metrics, picture
+from objrl.pretrain.space_task import SpaceTask, blobs_by_cell, fit_canvas
+from tests.squares import SIDE, make_frames
+
+
+@pytest.fixture(scope="module")
+def task() -> SpaceTask:
+    torch.manual_seed(0)
+    found = look(make_frames(100))
+    return SpaceTask(configure(preset("space-fast"), found), found)
+
+
+class TestEvidence:
+    def test_a_blob_belongs_to_the_cell_of_its_centre(self) -> None:
+        config = SpaceConfig(frame_size=(32, 64), cell=8)  # 4 rows of 8 cells
+        boxes = np.array([[18, 9, 22, 13]], np.float32)  # its centre (20, 11): column 2, row 1
+        cell, where = blobs_by_cell(boxes, config, margin=1.5)
+        assert cell.tolist() == [8 + 2]
+        expected = [1.5 * 4 / 64, 1.5 * 4 / 32, 2 * 20 / 64 - 1, 2 * 11 / 32 - 1]
+        assert where[0].tolist() == pytest.approx(expected)
+
+    def test_of_two_in_a_cell_the_larger_has_it(self) -> None:
+        config = SpaceConfig(frame_size=(32, 32), cell=8)
+        boxes = np.array([[0, 0, 7, 7], [1, 1, 3, 3], [24, 24, 32, 32]], np.float32)
+        cell, where = blobs_by_cell(boxes, config, margin=1)
+        assert cell.tolist() == [0, 15]
+        assert where[:, 0].tolist() == pytest.approx([7 / 32, 8 / 32])
+
+    def test_what_lies_beyond_the_last_whole_cell_is_the_last_ones(self) -> None:
+        config = SpaceConfig(frame_size=(21, 16), cell=8)  # 2 x 2 cells, 5 rows of pixels left over
+        cell, _ = blobs_by_cell(np.array([[10, 17, 16, 21]], np.float32), config, margin=1)
+        assert cell.tolist() == [3]
+
+    def test_no_blobs_no_evidence(self) -> None:
+        cell, where = blobs_by_cell(np.zeros((0, 4), np.float32), SpaceConfig(), margin=1)
+        assert cell.shape == (0,)
+        assert where.shape == (0, 4)
+
+    def test_batches_mark_the_squares(self, task: SpaceTask) -> None:
+        frames = make_frames(3, seed=5)
+        batch = task.prepare(frames)
+        assert torch.equal(batch.frames, torch.from_numpy(frames))
+        squares = (frames != (20, 20, 60)).any(-1) & (frames != (90, 60, 0)).any(-1)
+        alpha = batch.alpha[:, 0].numpy() > 0
+        assert alpha[squares].all()
+        assert alpha[~squares].sum() < 0.1 * squares.sum()  # gaps of a pixel or two are closed
+        assert batch.presence.sum() > 0
+        on = batch.presence[..., 0] == 1
+        assert (batch.z_where[on][:, :2] >= SIDE / 64).all()
+        assert (batch.z_where[~on] == 0).all()
+
+    def test_frames_of_another_size_are_fitted(self) -> None:
+        frames = make_frames(2)
+        assert fit_canvas(frames, (64, 64)) is frames
+        assert fit_canvas(frames, (32, 48)).shape == (2, 32, 48, 3)
+
+
+class TestLoss:
+    def test_is_the_weighted_sum_of_its_terms(self, task: SpaceTask) -> None:
+        torch.manual_seed(0)
+        total, terms = task(task.prepare(make_frames(2)), 0.05)
+        recipe = task.recipe
+        weight = {"evidence_pres": recipe.evidence(0.05), "evidence_where": recipe.evidence(0.05)}
+        weight["evidence_alpha"] = recipe.alpha_evidence(0.05)
+        parts = {k: v for k, v in terms.items() if k not in ("loss", "objects", "mse")}
+        expected = sum(weight.get(name, 1) * float(term.detach()) for name, term in parts.items())
+        assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+        assert {"nll", "kl_pres", "kl_what", "evidence_alpha"} <= parts.keys()
+
+    def test_every_parameter_gets_a_gradient(self, task: SpaceTask) -> None:
+        task.train()
+        task.zero_grad()
+        # The background's last layer begins at zero and lets nothing through on the first step.
+        parts = dict(task.named_parameters())
+        last = [p for n, p in parts.items() if n.startswith("model.background.decoder.2")]
+        with torch.no_grad():
+            for parameter in last:
+                parameter.normal_(std=0.01)
+        task(task.prepare(make_frames(4)), 0.05)[0].backward()
+        for parameter in last:
+            torch.nn.init.zeros_(parameter)
+        without = [n for n, p in parts.items() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert without == []
+
+    def test_terms_end_when_their_schedules_say(self, task: SpaceTask) -> None:
+        batch = task.prepare(make_frames(2))
+        assert "evidence_alpha" not in task(batch, 1.0)[1]
+        recipe = replace(task.recipe, boundary_until=0.5, boundary_weight=10.0)
+        bounded = SpaceTask(recipe, task.found)
+        assert "boundary" in bounded(batch, 0.4)[1]
+        assert "boundary" not in bounded(batch, 0.5)[1]
+
+    def test_a_few_steps_on_one_batch_make_it_smaller(self, task: SpaceTask) -> None:
+        torch.manual_seed(0)
+        task = SpaceTask(task.recipe, task.found).train()
+        optimizers, batch, losses = task.optimizers(), task.prepare(make_frames(8)), []
+        for _ in range(15):
+            total, _ = task(batch, 0.5)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(task.parameters(), task.recipe.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+            losses.append(float(total.detach()))
+        assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1 * abs(np.mean(losses[:3]))
+
+
+def test_boxes_begin_at_their_prior(task: SpaceTask) -> None:
+    fresh = SpaceTask(task.recipe, task.found).eval()
+    image = torch.from_numpy(make_frames(2)).permute(0, 3, 1, 2) / 255
+    scale = fresh.model(image).z_where[..., :2].mean((0, 1))
+    prior = torch.sigmoid(torch.tensor(task.recipe.priors(0).scale_mean))
+    assert scale.tolist() == pytest.approx(prior.tolist(), rel=0.3)
+
+
+def test_the_background_is_the_one_that_was_found(task: SpaceTask) -> None:
+    assert task.found is not None
+    state = SpaceTask(task.recipe, task.found).model.state_dict()["background.picture"]
+    assert np.array_equal((state.permute(1, 2, 0) * 255).round().numpy(), task.found.background)
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [(0.0, "no objects"), (0.05, "no objects"), (1.0, None), (20.0, None), (64.0, "everything")],
+)
+def test_the_verdict(task: SpaceTask, objects: float, said: str | None) -> None:
+    verdict = task.verdict(objects)
+    assert (verdict is None) if said is None else str(verdict).startswith(said)
+
+
+class TestReport:
+    def test_metrics_do_not_depend_on_the_batch_size(self, task: SpaceTask) -> None:
+        frames = make_frames(7)
+        whole, parts = (final_metrics(task, frames, batch=size) for size in (7, 3))
+        assert whole == pytest.approx(parts, rel=1e-4)
+        assert whole.keys() == {"val_elbo", "val_mse", "val_objects"}
+
+    def test_a_picture_has_a_row_of_panels_for_every_frame(self, task: SpaceTask) -> None:
+        one, three = (picture(FramePerceiver(task.model), make_frames(n)) for n in (1, 3))
+        assert one.dtype == np.uint8
+        assert one.shape[1] == three.shape[1]
+        assert one.shape[1] > 4 * 64  # panels side by side
+        assert three.shape[0] > 2 * one.shape[0]

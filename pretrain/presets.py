@@ -129,7 +129,7 @@ PRESETS: dict[str, SpaceRecipe] = {
         temperature=Linear(2.5, 0.1, 0, 20000),
         fixed_alpha=0.05,
     ),
-    # Fig. 5's three grids, on the joint table.
+    # Fig. 5's three grids, at SPAIR's learning rate (D.2); priors as in the authors' Atari files.
     **{
         f"space-paper-grid{grid}": replace(
             _ATARI, model=replace(_ATARI.model, cell=128 // grid), fg_lr=1e-4

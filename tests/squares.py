@@ -1,13 +1,21 @@
-"""Frames of three squares that wander over a plain ground, and a store of them: all from a seed."""
+"""What the tests of training share: frames of wandering squares, a store of them, a short run."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from objrl.pretrain.store import FrameWriter
+from objrl.pretrain.train import TrainConfig
 
 SIZE, SIDE = 64, 6
 
@@ -54,3 +62,28 @@ def write_store(
             step=rows % episode,
         )
     return path
+
+
+def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    plain = TrainConfig(data=data, out=out, steps=3, batch=2, threads=1, device="cpu")
+    return dataclasses.replace(plain, **changes)
+
+
+def command(data: Path, out: Path, *more: str) -> list[str]:
+    words = f"-m objrl.cli pretrain --data {data} --out {out} --batch 2 --threads 1 --device cpu"
+    return [sys.executable, *words.split(), *more]
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "weights.safetensors" if path.is_dir() else path)
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def events(out: Path) -> EventAccumulator:
+    board = EventAccumulator(str(out / "logs"), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    return board

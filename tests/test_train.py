@@ -1,15 +1,12 @@
-"""`objrl pretrain`: one loop, from frames to weights; killed, resumed, starved and misled."""
+"""`objrl pretrain`: one loop, from frames to weights, and what it says of bad input."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import random
 import re
-import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,23 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 import objrl
-from objrl.pretrain import run
 from objrl.pretrain import train as train_module
 from objrl.pretrain.batches import choose
-from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.collect import CollectConfig
-from objrl.pretrain.space_task import Batch, SpaceTask
-from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
-from tests.squares import make_frames, write_store
-from tests.test_checkpoint import full_disk
+from tests.squares import command, config, events, make_frames, same, tensors, write_store
 
 STEPS = 40
 
@@ -50,29 +39,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("data") / "squares.h5", make_frames(120))
-
-
-def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
-    plain = TrainConfig(data=data, out=out, steps=3, batch=2, threads=1, device="cpu")
-    return dataclasses.replace(plain, **changes)
-
-
-def command(data: Path, out: Path, *more: str) -> list[str]:
-    words = f"-m objrl.cli pretrain --data {data} --out {out} --batch 2 --threads 1 --device cpu"
-    return [sys.executable, *words.split(), *more]
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def tensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path / "weights.safetensors" if path.is_dir() else path)
-
-
-def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.fixture(scope="module")
@@ -143,218 +109,14 @@ class TestARun:
         assert all(t.dtype == torch.float32 for t in tensors(path).values())
         assert all(torch.isfinite(t).all() for t in tensors(path).values())
 
-
-def events(out: Path) -> EventAccumulator:
-    board = EventAccumulator(str(out / "logs"), size_guidance={"images": 0, "scalars": 0})
-    board.Reload()
-    return board
-
-
-class TestResume:
-    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
-    def test_ends_bit_equal_with_a_run_that_was_not(
-        self, how: signal.Signals, uninterrupted: Path, data: Path, tmp_path: Path
-    ) -> None:
-        out = tmp_path / "run"
-        options = ["--steps", str(STEPS), "--log-every", "10", "--picture-every", "20"]
-        process = start(command(data, out, *options, "--checkpoint-every", "0"))
-        while process.poll() is None and not (out / "checkpoint.safetensors").exists():
-            time.sleep(0.005)
-        time.sleep(random.uniform(0, 0.2))  # wherever in a step, or in a write, that is
-        process.send_signal(how)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == (130 if how == signal.SIGINT else -how), said
-        step = load_checkpoint(out / "checkpoint.safetensors").about["step"]
-        assert 0 < step < STEPS
-        resumed = config(data, out, steps=STEPS, resume=True, log_every=10, picture_every=20)
-        train(resumed)
-        assert same(tensors(out), tensors(uninterrupted)), f"stopped at step {step}"
-        # The board shows every step once, although some were taken twice.
-        board = events(out)
-        assert [entry.step for entry in board.Scalars("loss")] == [0, 10, 20, 30, STEPS - 1]
-
-    def test_of_a_finished_run_only_writes_the_weights_again(
-        self, data: Path, tmp_path: Path
-    ) -> None:
-        path = train(config(data, tmp_path / "run"))
-        before = tensors(path)
-        path.unlink()
-        train(config(data, tmp_path / "run", resume=True))
-        assert same(tensors(path), before)
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"seed": 1}, "seed is 0 there and 1 here"),
-            ({"steps": 9}, "recipe.steps is 3 there and 9 here"),
-            ({"batch": 4}, "recipe.batch is 2 there and 4 here"),
-            ({"steps": None, "minutes": 1.0}, "minutes is None there and 1.0 here"),
-            ({"precision": "bf16-mixed"}, "precision is '32-true' there"),
-        ],
-    )
-    def test_with_other_options_is_refused(
-        self, data: Path, tmp_path: Path, changes: dict[str, Any], said: str
-    ) -> None:
-        train(config(data, tmp_path / "run", precision="32-true", steps=3))
-        before = (tmp_path / "run/checkpoint.safetensors").read_bytes()
-        other = config(data, tmp_path / "run", precision="32-true", resume=True)
-        with pytest.raises(ValueError, match=re.escape(said)):
-            train(dataclasses.replace(other, **changes))
-        assert (tmp_path / "run/checkpoint.safetensors").read_bytes() == before
-
-    def test_with_other_data_is_refused(self, data: Path, tmp_path: Path) -> None:
-        train(config(data, tmp_path / "run"))
-        other = write_store(tmp_path / "other.h5", make_frames(120, seed=1))
-        with pytest.raises(ValueError, match=r"data\.sha256 is '\w+' there and '\w+' here"):
-            train(config(other, tmp_path / "run", resume=True))
-
-    def test_without_a_checkpoint_or_with_a_damaged_one_is_refused(
-        self, data: Path, tmp_path: Path
-    ) -> None:
-        with pytest.raises(FileNotFoundError, match="no such checkpoint to resume"):
-            train(config(data, tmp_path / "run", resume=True))
-        path = tmp_path / "run/checkpoint.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"\x00" * 100)
-        with pytest.raises(ValueError, match="expected a whole checkpoint, got a damaged file"):
-            train(config(data, tmp_path / "run", resume=True))
-
-
-class TestTrouble:
-    def test_a_full_disk_is_told_and_the_last_checkpoint_kept(
-        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        out = tmp_path / "run"
-        room = full_disk(room=1_000_000)  # more than the logs need, less than a checkpoint
-
-        class Filling(SpaceTask):
-            calls = 0
-
-            def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
-                Filling.calls += 1
-                if Filling.calls == 3:
-                    room.__enter__()
-                return super().forward(batch, at)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "SpaceTask", Filling)
-            try:
-                with pytest.raises(OSError, match="could not write a checkpoint"):
-                    train(config(data, out, steps=5, checkpoint_every=0, picture_every=100))
-            finally:
-                room.__exit__(None, None, None)
-        assert load_checkpoint(out / "checkpoint.safetensors").about["step"] == 2
-        path = train(config(data, out, steps=5, resume=True))
-        train(config(data, tmp_path / "whole", steps=5))
-        assert same(tensors(path), tensors(tmp_path / "whole"))
-
-    def test_a_loss_that_is_not_finite_ends_the_run_before_it_spreads(
-        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Diverging(SpaceTask):
-            calls = 0
-
-            def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
-                total, terms = super().forward(batch, at)
-                Diverging.calls += 1
-                return total * (float("nan") if Diverging.calls == 5 else 1), terms
-
-        monkeypatch.setattr(run, "SpaceTask", Diverging)
-        with pytest.raises(FloatingPointError, match=r"not finite at step 4: .*checkpoint stays"):
-            train(config(data, tmp_path / "run", steps=9, checkpoint_every=0))
-        checkpoint = load_checkpoint(tmp_path / "run/checkpoint.safetensors")
-        assert checkpoint.about["step"] == 4
-        assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
-
-    @pytest.mark.parametrize(("bias", "said"), [(-9.0, "no objects"), (9.0, "everything is an")])
-    def test_the_two_collapses_are_warned_of(
-        self,
-        data: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        bias: float,
-        said: str,
-    ) -> None:
-        class Collapsed(SpaceTask):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                assert self.model.foreground.heads.bias is not None
-                with torch.no_grad():
-                    self.model.foreground.heads.weight[0] = 0
-                    self.model.foreground.heads.bias[0] = bias  # tanh saturates: no way back
-
-        monkeypatch.setattr(run, "SpaceTask", Collapsed)
-        with pytest.warns(UserWarning, match=rf"step 2: {said}") as caught:
-            train(config(data, tmp_path / "run", steps=12, log_every=2))
-        early = [str(entry.message) for entry in caught if str(entry.message).startswith("step")]
-        assert len(early) == 1, "said once, not at every look"
-        assert said in json.loads((tmp_path / "run/report.json").read_text())["warning"]
-
     def test_a_healthy_run_is_not_warned_of(self, uninterrupted: Path) -> None:
         assert json.loads((uninterrupted / "report.json").read_text())["warning"] == ""
-
-    @pytest.mark.parametrize(
-        ("frames", "said"),
-        [
-            (np.full((60, 64, 64, 3), 7, np.uint8), "expected something that moves"),
-            (np.repeat(make_frames(1), 60, axis=0), "expected something that moves"),
-            (make_frames(1), "got none in 'val': 1 frames in all are too few"),
-        ],
-        ids=["one colour", "still", "one frame"],
-    )
-    def test_frames_to_learn_nothing_from(
-        self, tmp_path: Path, frames: np.ndarray[Any, np.dtype[np.uint8]], said: str
-    ) -> None:
-        path = write_store(tmp_path / "frames.h5", frames)
-        with pytest.raises(ValueError, match=said):
-            train(config(path, tmp_path / "run"))
-        assert not (tmp_path / "run/checkpoint.safetensors").exists()
-
-    def test_few_frames_are_enough_to_run(self, tmp_path: Path) -> None:
-        path = write_store(tmp_path / "frames.h5", make_frames(12), episode=12)
-        assert train(config(path, tmp_path / "run", batch=16)).exists()
 
     def test_a_folder_that_holds_a_run_is_left_alone(self, data: Path, uninterrupted: Path) -> None:
         before = (uninterrupted / "weights.safetensors").read_bytes()
         with pytest.raises(FileExistsError, match=r"holds a run; go on with --resume"):
             train(config(data, uninterrupted))
         assert (uninterrupted / "weights.safetensors").read_bytes() == before
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"data": None}, "expected one of --data and --env, got data=None and env=None"),
-            ({"env": "ALE/Pong-v5"}, "expected one of --data and --env"),
-            ({"frames": 9}, "frames: expected it with --env only"),
-            ({"minutes": 1.0}, "expected minutes or steps, got both"),
-            ({"steps": None, "minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
-            ({"steps": None, "minutes": float("nan")}, "minutes: expected more than 0, got nan"),
-            ({"steps": 0}, "steps: expected at least 1, got 0"),
-            ({"batch": 0}, "batch: expected at least 1, got 0"),
-            ({"batch": 3, "devices": 2}, "batch: expected a multiple of the 2 devices, got 3"),
-            ({"threads": 0}, "threads: expected at least 1, got 0"),
-            ({"seed": -1}, "seed: expected at least 0, got -1"),
-            ({"log_every": 0}, "log_every: expected at least 1, got 0"),
-            ({"checkpoint_every": -1.0}, "checkpoint_every: expected at least 0, got -1.0"),
-            ({"preset": "space-fst"}, "space-fast"),
-            ({"preset": "nonsense"}, "space-paper-room_small"),
-            ({"device": "cuda", "devices": 99, "batch": 99}, "expected 99 CUDA device"),
-        ],
-    )
-    def test_bad_settings(
-        self, data: Path, tmp_path: Path, changes: dict[str, Any], said: str
-    ) -> None:
-        with pytest.raises(ValueError, match=re.escape(said)):
-            train(dataclasses.replace(config(data, tmp_path / "run"), **changes))
-        assert not (tmp_path / "run").exists()
-
-    def test_data_that_are_not_there_or_cut_short(self, data: Path, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"gone.h5: no such file"):
-            train(config(tmp_path / "gone.h5", tmp_path / "run"))
-        short = tmp_path / "short.h5"
-        short.write_bytes(data.read_bytes()[:-5000])
-        with pytest.raises(ValueError, match="cut short or damaged"):
-            train(config(short, tmp_path / "run"))
 
 
 class TestEnv:
@@ -411,6 +173,65 @@ class TestEnv:
         assert os.listdir(tmp_path) == []
 
 
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("frames", "said"),
+        [
+            (np.full((60, 64, 64, 3), 7, np.uint8), "expected something that moves"),
+            (np.repeat(make_frames(1), 60, axis=0), "expected something that moves"),
+            (make_frames(1), "got none in 'val': 1 frames in all are too few"),
+        ],
+        ids=["one colour", "still", "one frame"],
+    )
+    def test_frames_to_learn_nothing_from(
+        self, tmp_path: Path, frames: np.ndarray[Any, np.dtype[np.uint8]], said: str
+    ) -> None:
+        path = write_store(tmp_path / "frames.h5", frames)
+        with pytest.raises(ValueError, match=said):
+            train(config(path, tmp_path / "run"))
+        assert not (tmp_path / "run/checkpoint.safetensors").exists()
+
+    def test_few_frames_are_enough_to_run(self, tmp_path: Path) -> None:
+        path = write_store(tmp_path / "frames.h5", make_frames(12), episode=12)
+        assert train(config(path, tmp_path / "run", batch=16)).exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"data": None}, "expected one of --data and --env, got data=None and env=None"),
+            ({"env": "ALE/Pong-v5"}, "expected one of --data and --env"),
+            ({"frames": 9}, "frames: expected it with --env only"),
+            ({"minutes": 1.0}, "expected minutes or steps, got both"),
+            ({"steps": None, "minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
+            ({"steps": None, "minutes": float("nan")}, "minutes: expected more than 0, got nan"),
+            ({"steps": 0}, "steps: expected at least 1, got 0"),
+            ({"batch": 0}, "batch: expected at least 1, got 0"),
+            ({"batch": 3, "devices": 2}, "batch: expected a multiple of the 2 devices, got 3"),
+            ({"threads": 0}, "threads: expected at least 1, got 0"),
+            ({"seed": -1}, "seed: expected at least 0, got -1"),
+            ({"log_every": 0}, "log_every: expected at least 1, got 0"),
+            ({"checkpoint_every": -1.0}, "checkpoint_every: expected at least 0, got -1.0"),
+            ({"preset": "space-fst"}, "space-fast"),
+            ({"preset": "nonsense"}, "space-paper-room_small"),
+            ({"device": "cuda", "devices": 99, "batch": 99}, "expected 99 CUDA device"),
+        ],
+    )
+    def test_bad_settings(
+        self, data: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            train(dataclasses.replace(config(data, tmp_path / "run"), **changes))
+        assert not (tmp_path / "run").exists()
+
+    def test_data_that_are_not_there_or_cut_short(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"gone.h5: no such file"):
+            train(config(tmp_path / "gone.h5", tmp_path / "run"))
+        short = tmp_path / "short.h5"
+        short.write_bytes(data.read_bytes()[:-5000])
+        with pytest.raises(ValueError, match="cut short or damaged"):
+            train(config(short, tmp_path / "run"))
+
+
 class TestBatches:
     def test_follow_from_seed_step_and_rank(self) -> None:
         rows = np.arange(100)
@@ -424,18 +245,6 @@ class TestBatches:
     def test_draw_a_frame_twice_only_when_there_are_too_few(self) -> None:
         assert sorted(choose(np.arange(5), 5, seed=0, step=0, rank=0)) == [0, 1, 2, 3, 4]
         assert len(choose(np.arange(5), 12, seed=0, step=0, rank=0)) == 12
-
-
-class TestStopping:
-    def test_is_asked_first_and_insisted_on_second(self) -> None:
-        before = signal.getsignal(signal.SIGTERM)
-        with asked_to_stop() as stop:
-            assert not stop()
-            signal.raise_signal(signal.SIGTERM)
-            assert stop()
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow

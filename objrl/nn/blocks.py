@@ -29,7 +29,9 @@ def conv_stack(inputs: int, rows: Sequence[Conv]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for row in rows:
-        padding = 0 if row.kernel == 4 and row.stride == 1 else (row.kernel - 1) // 2
+        padding = (row.kernel - row.stride + 1) // 2
+        if row.kernel == 4 and row.stride == 1:
+            padding = 0
         outputs = row.channels * row.up**2
         layers.append(nn.Conv2d(inputs, outputs, row.kernel, row.stride, padding))
         if row.up > 1:

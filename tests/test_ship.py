@@ -1,0 +1,65 @@
+"""Tests of `objrl.pretrain.ship`: from a run's weights to shipped ones with a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from objrl.models.space import Space, SpaceConfig
+from objrl.pretrain import ship as module
+from objrl.pretrain.ship import ShipConfig, ship
+from objrl.weights import read_header, registry, save_weights
+
+SAMPLE = Path(__file__).parent / "data" / "space_invaders_sample.npz"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = Space(SpaceConfig((210, 160), 16, "fast", 8, False, 16, 32, "static", max_slots=16))
+    return save_weights(
+        *(tmp_path / "weights.safetensors", model),
+        model_name="space",
+        data={
+            "env_id": "ALE/SpaceInvaders-v5",
+            "frames": 7,
+            "sha256": "ab" * 32,
+            "policy": "r",
+            "seed": 3,
+        },
+        training={
+            **{"preset": "space-fast", "steps": 5, "seed": 1, "seconds": 2.5, "cpu_seconds": 3.5},
+            **{"machine": "here", "found": {"width": 8.0}},
+        },
+        metrics={"val_mse": 12.0},
+    )
+
+
+def test_shipped_weights_carry_their_scores_and_a_card(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "package"
+    monkeypatch.setattr(module, "FOLDER", folder)
+    monkeypatch.setattr(registry, "FOLDER", folder)
+    ids = ("ALE/SpaceInvaders-v5",)
+    config = ShipConfig(weights, "space-test", ids, truth=SAMPLE, misses="Nearly everything.")
+    card = ship(config).read_text()
+    metrics = read_header(folder / "space-test.safetensors")["metrics"]
+    assert metrics["val_mse"] == 12
+    assert 0 <= metrics["f1_centre"] < 0.5  # untrained
+    assert registry.read_index(folder)["space-test"].metrics == metrics
+    for fact in ("7 frames", "space-fast, 5 steps, seed 1", "3.5 cpu_seconds", "Alien", "here"):
+        assert fact in card
+    assert f"| f1_centre | {metrics['f1_centre']:.4g} |" in card
+    assert card.endswith("## Known misses\n\nNearly everything.\n")
+
+
+def test_nothing_is_shipped_when_the_truth_is_missing(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "FOLDER", tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match=r"no\.npz"):
+        ship(ShipConfig(weights, "space-test", ("X-v0",), truth=tmp_path / "no.npz"))
+    assert not (tmp_path / "package").exists()

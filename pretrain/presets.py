@@ -9,6 +9,7 @@ says so.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -170,5 +171,7 @@ def preset(name: str) -> SpaceRecipe:
         ValueError: there is none of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"preset: {hint}expected one of {', '.join(PRESETS)}; got {name!r}")
     return PRESETS[name]

@@ -63,6 +63,7 @@ class TestResume:
         assert process.returncode == (130 if how == signal.SIGINT else -how), said
         step = load_checkpoint(out / "checkpoint.safetensors").about["step"]
         assert 0 < step < STEPS
+        time.sleep(1)  # the board's files are told apart, and ordered, by the second they begin in
         resumed = config(data, out, steps=STEPS, resume=True, log_every=10, picture_every=20)
         train(resumed)
         assert same(tensors(out), tensors(uninterrupted)), f"stopped at step {step}"

@@ -48,8 +48,8 @@ class DemoConfig:
     """Seed of the game and of the random policy."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one."""
-    threads: int = 2
-    """CPU threads for the perception."""
+    threads: int = 1
+    """CPU threads for the perception; where others use the machine, more wait for each other."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from benchmarks import perception, training
 from benchmarks.report import Results, report
 from benchmarks.rounds import Effort, Timing, measure
 from benchmarks.scene import Scene, play
-from objrl.weights.files import write_atomically
+from objrl.atomic import write_atomically
 
 SHIPPED = "space-space_invaders"
 

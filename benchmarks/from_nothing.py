@@ -17,9 +17,9 @@ import torch
 import tyro
 
 import objrl
+from objrl.atomic import write_atomically
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.truth import read_truth
-from objrl.weights.files import write_atomically
 
 
 @dataclass(frozen=True)

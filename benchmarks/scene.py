@@ -53,9 +53,7 @@ class Scene:
         """Return the detector that is measured as `space-fast`."""
         if self.weights is None:
             return FramePerceiver(Space(self.recipe().model))
-        perceiver = objrl.load(self.weights, device="cpu")
-        assert isinstance(perceiver, FramePerceiver)
-        return perceiver
+        return objrl.load(self.weights, device="cpu")
 
     def median(self) -> FramePerceiver:
         """Return the baseline without learning."""

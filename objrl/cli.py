@@ -51,6 +51,10 @@ VERBS = {
 }
 
 
+_SCORES = ("f1_centre", "f1_iou", "ap50", "ap50_95", "count_error_centre")
+"""What tells shipped weights apart at a glance; the rest is in their cards."""
+
+
 @dataclass(frozen=True)
 class WeightsConfig:
     """List the shipped detectors and their scores."""
@@ -64,10 +68,9 @@ def show_weights(config: WeightsConfig) -> None:
     if not shipped:
         print("No weights are shipped yet; `objrl pretrain` makes some.")
         return
-    scores = sorted({score for weights in shipped for score in weights.metrics})
-    table = [["name", *scores, "learnt by", "for"]]
+    table = [["name", *_SCORES, "learnt from", "for"]]
     for weights in shipped:
-        values = [f"{weights.metrics[s]:.3g}" if s in weights.metrics else "-" for s in scores]
+        values = [f"{weights.metrics[s]:.3g}" if s in weights.metrics else "-" for s in _SCORES]
         table.append([weights.name, *values, weights.title, ", ".join(weights.env_ids)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -141,17 +144,18 @@ def _help() -> str:
 
 def _readable(error: Exception, name: str) -> str | None:
     """Return one line for a mistake that a user can mend, None for what looks like our own."""
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
         if missing == "objrl":
             return None
         return f"needs {missing}: pip install 'objrl[{VERBS[name].extra}]'"
-    # FloatingPointError is a diverged training. Gymnasium's errors (an unknown id, say) share no
-    # base with the built-in ones.
-    ours = isinstance(error, ValueError | OSError | FloatingPointError) or any(
-        base.__module__ == "gymnasium.error" for base in type(error).__mro__
-    )
-    return " ".join(str(error).split()) or type(error).__name__ if ours else None
+    # FloatingPointError is a diverged training. An ImportError without a module's name was raised
+    # by hand, to say what to install. Gymnasium's errors (an unknown id, say) share no base with
+    # the built-in ones.
+    mendable = isinstance(error, ValueError | OSError | FloatingPointError)
+    mendable |= isinstance(error, ImportError) and error.name is None
+    mendable |= any(base.__module__ == "gymnasium.error" for base in type(error).__mro__)
+    return " ".join(str(error).split()) or type(error).__name__ if mendable else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Pictures of what a perceiver sees: boxes with ids, contact sheets, PNG and MP4 files.
 
-Every image here is (H, W, 3) uint8 RGB. Files appear whole or not at all: they are written under a
-temporary name in their folder and then renamed.
+Every image here is (H, W, 3) uint8 RGB. Files appear whole or not at all.
 
 Letters: N frames, K slots, H W pixels.
 """
@@ -9,9 +8,7 @@ Letters: N frames, K slots, H W pixels.
 from __future__ import annotations
 
 import colorsys
-import contextlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from objrl.atomic import replacing, write_atomically
 from objrl.perceiver import Decomposition
 from objrl.slots import NO_TRACK, Slots
-from objrl.weights.files import write_atomically
 
 Image = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 RGB."""
@@ -196,7 +193,7 @@ def write_video(path: str | Path, frames: Iterable[Image], fps: float) -> int:
     writer: cv2.VideoWriter | None = None
     shape: tuple[int, ...] = ()
     count = 0
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             for frame in frames:
                 if writer is None:
@@ -225,19 +222,6 @@ def write_video(path: str | Path, frames: Iterable[Image], fps: float) -> int:
                 f"{path}: only {written} of {count} frames could be written; is the disk full?"
             )
     return count
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Lend a temporary name beside `path`, which takes its place when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays: OpenCV takes the container from it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_image(image: Image) -> Image:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from objrl.weights.files import write_atomically
+from objrl.atomic import sweep, write_atomically
 
 FORMAT = "objrl-checkpoint-1"
 
@@ -67,9 +67,7 @@ def save_checkpoint(
             "make room, then go on with --resume",
             str(path),
         ) from problem
-    # What a process that was killed while writing left behind.
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
+    sweep(path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

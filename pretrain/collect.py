@@ -7,7 +7,6 @@ frames runs in Gymnasium's `SyncVectorEnv`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -26,7 +25,8 @@ from tqdm import tqdm
 
 import objrl
 from objrl.pretrain.policies import Policy, RandomPolicy, SavedPolicy
-from objrl.pretrain.store import FrameWriter
+from objrl.pretrain.store import FrameStore, FrameWriter
+from objrl.wrappers.object_slots import game_of, unknown_env
 
 Rows = dict[str, npt.NDArray[Any]]
 
@@ -43,8 +43,8 @@ class CollectConfig:
 
     env: str | None = None
     """Environment id, e.g. ALE/Pong-v5 or PongNoFrameskip-v4; any whose observations are RGB."""
-    out: Path = Path("runs/frames.h5")
-    """The HDF5 file to write, or to go on with."""
+    out: Path | None = None
+    """The HDF5 file to write, or to go on with; by default runs/<game>.h5."""
     frames: int = 60_000
     """Frames that the file has in the end, of all environments together."""
     policy: str = "random"
@@ -72,16 +72,27 @@ def collect(config: CollectConfig) -> Path:
         OSError: the disk is full; what was written before stays.
     """
     _check(config)
-    if config.from_minari is not None:
-        from objrl.pretrain.minari import import_minari
-
-        return import_minari(config.from_minari, config.out)
+    out = config.out or default_store(config.env or "")
     if config.to_minari is not None:
         from objrl.pretrain.minari import export_minari
 
-        export_minari(config.out, config.to_minari)
-        return config.out
-    return _play(config)
+        folder = export_minari(out, config.to_minari).spec.data_path
+        print(f"written: Minari data set {config.to_minari} in {folder}")
+        return out
+    if config.from_minari is not None:
+        from objrl.pretrain.minari import import_minari
+
+        import_minari(config.from_minari, out)
+    else:
+        _play(config, out)
+    with FrameStore(out) as store:
+        print(f"written: {out}, {len(store):,} frames of {store.env_id}")
+    return out
+
+
+def default_store(env_id: str) -> Path:
+    """Return where a game's frames are kept when no other place is named."""
+    return Path("runs") / f"{game_of(env_id).replace('/', '_')}.h5"
 
 
 def make_envs(spec: EnvSpec, num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
@@ -147,13 +158,7 @@ def find_spec(env_id: str) -> EnvSpec:
     try:
         return deepcopy(gym.spec(env_id))
     except (gym.error.Error, ModuleNotFoundError) as problem:
-        known = sorted(gym.registry)
-        near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "is its package imported?"
-        raise ValueError(
-            f"env: expected the id of a registered environment, got {env_id!r}; {hint} "
-            "(gymnasium.registry lists them all)"
-        ) from problem
+        raise unknown_env(env_id) from problem
 
 
 def rollout(
@@ -203,7 +208,7 @@ def rollout(
         rows = {"reward": reward, "terminated": terminated, "truncated": truncated}
 
 
-def _play(config: CollectConfig) -> Path:
+def _play(config: CollectConfig, out: Path) -> None:
     spec = find_spec(config.env or "")
     if config.max_episode_steps is not None:
         spec.max_episode_steps = config.max_episode_steps
@@ -216,7 +221,7 @@ def _play(config: CollectConfig) -> Path:
         if config.policy != "random":
             policy = SavedPolicy(Path(config.policy), actions, config.epsilon)
         with FrameWriter(
-            config.out,
+            out,
             frame_shape=shape[-3:],
             action_shape=actions.shape or (),
             action_dtype=actions.dtype or np.int64,
@@ -227,7 +232,6 @@ def _play(config: CollectConfig) -> Path:
             _fill(writer, envs, policy, config)
     finally:
         envs.close()
-    return config.out
 
 
 def _fill(
@@ -241,7 +245,7 @@ def _fill(
     *seeds, draws = np.random.SeedSequence([config.seed, done]).generate_state(envs.num_envs + 1)
     env_seeds = np.array(seeds, dtype=np.int64) >> 1  # ALE's seeds are 31 bits
     policy.seed(int(draws))
-    bar = tqdm(desc=str(config.out), initial=done, total=config.frames, unit="frame")
+    bar = tqdm(desc=str(writer.path), initial=done, total=config.frames, unit="frame")
     with bar:
         for rows in rollout(envs, policy, env_seeds, writer.next_episode):
             room = config.frames - len(writer)
@@ -258,6 +262,11 @@ def _check(config: CollectConfig) -> None:
             "collect: expected exactly one of --env, --from-minari and --to-minari, "
             f"got env={config.env!r}, from_minari={config.from_minari!r}, "
             f"to_minari={config.to_minari!r}"
+        )
+    if config.env is None and config.out is None:
+        raise ValueError(
+            "out: expected --out FILE.h5 beside --from-minari and --to-minari, got none; only a "
+            "game's frames have a place of their own, runs/<game>.h5"
         )
     for name, least in (("frames", 1), ("num_envs", 1), ("seed", 0), ("max_episode_steps", 1)):
         value = getattr(config, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -43,12 +44,19 @@ class Findings:
         return {name: round(float(getattr(self, name)), 2) for name in names}
 
 
+LONGEST = 256
+"""Pixels of a canvas's longer side; larger frames are shrunk: Atari's are 210 or 250."""
+
+
 def look(frames: Image) -> Findings:
     """Measure (N, H, W, 3) uint8 frames, spread over episodes; one or two thousand are enough.
 
     Raises:
-        ValueError: nothing in the frames ever moves.
+        ValueError: nothing in the frames ever moves, or only as a whole.
     """
+    height, width = frames.shape[1:3]
+    shrink = min(1.0, LONGEST / max(height, width))
+    frames = fit_canvas(frames, (round(height * shrink), round(width * shrink)))
     config = MedianConfig(frame_size=(frames.shape[1], frames.shape[2]))
     background = backdrop(frames, config)
     some = frames[:: 1 + len(frames) // 500]
@@ -56,8 +64,9 @@ def look(frames: Image) -> Findings:
     boxes = np.concatenate(found)
     if not len(boxes):
         raise ValueError(
-            f"frames: expected something that moves, but {len(frames)} frames equal their median; "
-            "collect more frames, or with an agent that plays (objrl collect --policy)"
+            f"frames: expected things that move before a background, but in {len(frames)} frames "
+            f"nothing between {config.min_area} pixels and {config.max_side} a side differs from "
+            "the median; collect more frames, or with an agent that plays (objrl collect --policy)"
         )
     size = boxes[:, 2:] - boxes[:, :2]
     area = size.prod(axis=1)
@@ -70,6 +79,14 @@ def look(frames: Image) -> Findings:
         largest=_weighted_quantile(size.max(axis=1), area, 0.98),
         count=float(np.quantile([len(b) for b in found], 0.99)),
     )
+
+
+def fit_canvas(frames: Image, size: tuple[int, int]) -> Image:
+    """Resize (B, H, W, 3) uint8 frames to a canvas (H, W), on the host."""
+    if frames.shape[1:3] == size:
+        return frames
+    height, width = size
+    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
 
 
 def _weighted_quantile(

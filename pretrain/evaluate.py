@@ -21,6 +21,7 @@ import torch
 
 import objrl
 from objrl import draw
+from objrl.atomic import write_atomically
 from objrl.metrics import Truth
 from objrl.models.median import Median
 from objrl.perceiver import FramePerceiver, Perceiver
@@ -37,7 +38,6 @@ from objrl.pretrain.measure import (
 )
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.truth import read_truth
-from objrl.weights.files import write_atomically
 
 __all__ = ["EvaluateConfig", "Report", "evaluate", "evaluate_perceiver", "worst_frames"]
 
@@ -60,7 +60,9 @@ class EvaluateConfig:
     limit: int = 512
     """At most so many frames, spread evenly."""
     out: Path | None = None
-    """Folder for evaluation.json and worst.png; runs/evaluate-WEIGHTS-FILE by default."""
+    """Folder for evaluation.json and worst.png; by default runs/evaluate-WEIGHTS-DATA: the name of
+    the weights (of their folder, where the file is called weights.safetensors) and of the frames'
+    file."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     batch: int = 16
@@ -116,7 +118,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     print(f"{config.weights} on {source.name}: {len(frames)} frames")
     print("\n".join(lines))
 
-    out = config.out or Path("runs", f"evaluate-{Path(config.weights).stem}-{source.stem}")
+    out = config.out or Path("runs", f"evaluate-{_name(config.weights)}-{source.stem}")
     worst = np.argsort(-report.errors, kind="stable")[: config.worst]
     titles = [
         f"frame {rows[i]}: {report.centre.errors[i]} wrong by centre, {report.iou.errors[i]} by IoU"
@@ -142,6 +144,12 @@ def worst_frames(
     return draw.contact_sheet(
         frames, perceiver.encode(part), take_apart(perceiver, part), titles, {column: wanted}
     )
+
+
+def _name(weights: str) -> str:
+    """Return what tells weights from others: every run calls its file weights.safetensors."""
+    path = Path(weights)
+    return path.resolve().parent.name if path.name == "weights.safetensors" else path.stem
 
 
 def _spread(count: int, limit: int) -> npt.NDArray[np.int64]:

@@ -11,17 +11,18 @@ it never meets one: `_reserve` takes the room beforehand, by plain writes that f
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+
+from objrl.atomic import replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -64,7 +65,7 @@ def create(path: Path, layout: Layout, attributes: Mapping[str, str | int | floa
         file.flush()
         image = file.id.get_file_image()
     try:
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(image)
     except OSError as problem:
         raise not_written(path, 0, problem) from problem
@@ -79,7 +80,7 @@ def open_to_read(path: Path) -> h5py.File:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; `objrl collect --env ALE/Pong-v5 --out {path}` would make it"
+            f"{path}: no such file; `objrl collect --env GAME --out {path}` would make it"
         )
     marked, length = _superblock(path)
     size = path.stat().st_size
@@ -247,7 +248,7 @@ def _lock(path: Path) -> IO[bytes]:
 
 def _mend(path: Path) -> None:
     """Replace a file whose writer died by one with the same committed rows and no mark."""
-    with open_to_read(path) as old, _replacing(path) as temporary:
+    with open_to_read(path) as old, replacing(path) as temporary:
         names = [name for name in old if name not in ("frames", "progress")]
         layout = {name: (old[name].shape[1:], old[name].dtype) for name in ["frames", *names]}
         create(temporary, layout, dict(old.attrs))
@@ -263,17 +264,6 @@ def _mend(path: Path) -> None:
                 write_rows(temporary, new, columns, frames)
         finally:
             close_written(temporary, new)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` that becomes `path` when all went well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def attributes(file: h5py.File) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import objrl
+from objrl.atomic import replacing, sweep
 from objrl.pretrain.collect import find_spec
 from objrl.pretrain.store import FrameStore, FrameWriter
 
@@ -48,10 +49,10 @@ def import_minari(dataset: str, out: str | Path) -> Path:
             f"{dataset}: expected observations that are RGB frames Box(H, W, 3) uint8, got {space}"
         )
     spec = source.env_spec
-    partial = out.with_name(f"{out.name}.import.tmp")
-    partial.unlink(missing_ok=True)  # of an import that was killed
-    try:
-        with FrameWriter(
+    sweep(out)
+    with (
+        replacing(out) as partial,
+        FrameWriter(
             partial,
             frame_shape=space.shape,
             action_shape=source.action_space.shape or (),
@@ -65,12 +66,10 @@ def import_minari(dataset: str, out: str | Path) -> Path:
             },
             versions={"objrl_version": objrl.__version__, "minari_version": source.minari_version},
             asked=source.total_steps + source.total_episodes,
-        ) as writer:
-            for episode in tqdm(source, desc=str(out), unit="episode"):
-                writer.append(**_rows_of(episode, writer.next_episode))
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+        ) as writer,
+    ):
+        for episode in tqdm(source, desc=str(out), unit="episode"):
+            writer.append(**_rows_of(episode, writer.next_episode))
     return out
 
 

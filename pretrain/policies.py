@@ -2,7 +2,9 @@
 
 A saved SB3 agent is a zip of tensors, JSON and pickled Python objects. Only the tensors and the
 plain JSON are read here: the policy is built anew as SB3 builds its `CnnPolicy` (PPO, A2C, DQN) and
-the tensors must fit it exactly. Nothing is unpickled, so a zip from a stranger can run no code.
+the tensors must fit it exactly. The pickled objects are left alone. The tensors are in a pickle as
+well, torch's, and are read with its restricted reader (`weights_only`), which makes tensors and
+refuses whatever would run code; a zip from a stranger is as safe as that reader.
 
 Letters: B environments, H W pixels, C channels (frames stacked).
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,25 +122,46 @@ class SavedPolicy:
         return values
 
 
-def _read_zip(path: Path) -> tuple[dict[str, Tensor], tuple[int, int, int]]:
+def _read_zip(path: Path) -> tuple[dict[str, Tensor], tuple[int, ...]]:
     """Return the policy's tensors and its observation's shape (C, H, W)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; --policy wants 'random' or an SB3 zip")
     try:
         with zipfile.ZipFile(path) as archive:
-            weights = torch.load(
-                io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True
-            )
+            tensors = archive.read("policy.pth")
             # Of the pickled observation space SB3 also notes the plain parts, its shape among them.
             shape = json.loads(archive.read("data"))["observation_space"]["_shape"]
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as problem:
-        raise ValueError(
-            f"{path}: expected a zip written by Stable-Baselines3's `save` of an agent that sees "
-            f"images, got something else ({problem!r})"
-        ) from problem
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as problem:
+        raise _no_agent(path, repr(problem)) from problem
+    weights = _read_tensors(path, tensors)
+    if not isinstance(shape, list) or not all(type(side) is int for side in shape):
+        raise _no_agent(path, f"its observations have shape {shape!r}")
     if len(shape) == 3 and shape[2] < shape[0]:
         shape = [shape[2], *shape[:2]]
     return weights, tuple(shape)
+
+
+def _read_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    """Return what a state dict of torch holds, if it is nothing but tensors."""
+    try:
+        weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as problem:  # what is damaged or made to harm fails it in ways of its own
+        # Without torch's message: many lines, which advise to trust the file.
+        raise ValueError(
+            f"{path}: expected tensors in its policy.pth, got what torch's restricted reader "
+            f"(weights_only) refuses ({type(problem).__name__}): it is damaged, or holds objects "
+            "that could run code; save the agent again, or get it from somebody you trust"
+        ) from problem
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise _no_agent(path, "its policy.pth is no dictionary of tensors")
+    return weights
+
+
+def _no_agent(path: Path, found: str) -> ValueError:
+    return ValueError(
+        f"{path}: expected a zip written by Stable-Baselines3's `save` of an agent that sees "
+        f"images, got something else ({found})"
+    )
 
 
 def _build(
@@ -155,17 +179,17 @@ def _build(
             f"{path}: expected {known}, got one for observations {shape}; "
             "collect with your own loop and objrl.pretrain.store.FrameWriter"
         )
-    if len(head) != count:
+    if head.shape[:1] != (count,):
         raise ValueError(
             f"{path}: expected an agent with the environment's {count} actions, got one with "
-            f"{len(head)}; was it trained on another game?"
+            f"{head.shape[:1].numel()}; was it trained on another game?"
         )
     build = ActorCriticCnnPolicy if actor else DqnCnnPolicy
-    policy: Any = build(
-        gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Discrete(count), lambda _: 0.0
-    )
     try:
+        policy: Any = build(
+            gym.spaces.Box(0, 255, shape, np.uint8), gym.spaces.Discrete(count), lambda _: 0.0
+        )
         policy.load_state_dict(weights)
-    except RuntimeError as problem:
+    except (AssertionError, RuntimeError) as problem:
         raise ValueError(f"{path}: expected {known}, got other layers ({problem})") from problem
     return policy.eval(), actor

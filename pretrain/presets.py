@@ -59,7 +59,7 @@ class SpaceRecipe:
     boundary_until: float = 0
     """When the boundary loss is turned off; 0 never turns it on."""
     boundary_weight: float = 1000.0
-    """Its weight; the paper gives none, the authors' code multiplies its kernel by 1000."""
+    """Its weight; the paper gives none, and ours is untested at the paper's scale."""
     mixture: Literal["pixel", "channel"] = "pixel"
     """Eq. 1 mixes pixels; the authors' code mixes channels."""
     gate: bool = True

@@ -14,8 +14,8 @@ from objrl.pretrain.space_task import SpaceTask
 def final_metrics(task: SpaceTask, frames: Image, batch: int = 16) -> dict[str, float]:
     """Return means over (N, H, W, 3) uint8 held-out frames, posterior means in place of samples.
 
-    `val_elbo` is in nats a frame with the last step's priors, `val_mse` the squared error summed
-    over a frame's pixels and channels, `val_objects` the number of objects a frame.
+    `val_elbo` is in nats a frame with the priors at the end of the recipe's schedules, `val_mse`
+    the mean squared error of a pixel's channel, `val_objects` the number of objects a frame.
     """
     device = next(task.eval().parameters()).device
     last = float("inf") if task.recipe.unit == "steps" else 1.0
@@ -28,7 +28,7 @@ def final_metrics(task: SpaceTask, frames: Image, batch: int = 16) -> dict[str, 
         sums["elbo"] -= float(torch.stack(nats).sum()) * count
         sums["mse"] += float(terms["mse"]) * count
         sums["objects"] += float(terms["objects"]) * count
-    return {f"val_{name}": round(value / len(frames), 3) for name, value in sums.items()}
+    return {f"val_{name}": round(value / len(frames), 6) for name, value in sums.items()}
 
 
 @torch.no_grad()

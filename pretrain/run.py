@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from objrl.atomic import write_atomically
 from objrl.draw import write_png
 from objrl.models.median import Image
 from objrl.perceiver import FramePerceiver
@@ -33,7 +34,6 @@ from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.store import FrameStore
-from objrl.weights.files import write_atomically
 from objrl.weights.registry import save_weights
 
 if TYPE_CHECKING:

@@ -7,21 +7,37 @@ For maintainers, in a checkout, one command a game:
 
 from __future__ import annotations
 
-import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from objrl.atomic import write_atomically
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
 from objrl.pretrain.truth import read_truth
 from objrl.weights import load, read_header, register, save_weights
-from objrl.weights.files import write_atomically
 from objrl.weights.registry import FOLDER
 
 # What a user compares: the rest of an evaluation is in its own JSON.
 _SCORES = ("f1_centre", "f1_iou", "count_error_centre", "ap50", "ap50_95", "mse")
+
+_MODEL = {
+    "model": "{}",
+    "frame_size": "canvas {}",
+    "cell": "cells of {} px",
+    "max_slots": "{} slots",
+    "z_what": "{} features",
+}
+_DATA = {
+    "frames": "{:,} frames",
+    "env_id": "{}",
+    "policy": "policy {}",
+    "seed": "seed {}",
+    "sha256": "sha256 {}…",
+}
+_PRESET = {"preset": "{}", "steps": "{} steps", "seed": "seed {}"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ def ship(config: ShipConfig) -> Path:
         report = evaluate_perceiver(perceiver, labelled.frames, labelled.truth)
         scores = report.metrics()
         metrics |= {name: round(scores[name], 4) for name in _SCORES if name in scores}
+    card = _card(config, header, metrics, report)  # before anything is shipped that lacks one
     with tempfile.TemporaryDirectory() as folder:
         scored = save_weights(
             *(Path(folder, "scored.safetensors"), perceiver.detector),
@@ -65,29 +82,27 @@ def ship(config: ShipConfig) -> Path:
         )
         register(scored, config.name, config.env_ids)
     path = Path(str(FOLDER), f"{config.name}.md")
-    write_atomically(path, _card(config, header, metrics, report).encode())
+    write_atomically(path, card.encode())
     return path
 
 
 def _card(
     config: ShipConfig, header: dict[str, Any], metrics: dict[str, float], report: Report | None
 ) -> str:
-    data, training = header["data"], header["training"]
-    model = header["config"]
+    data = {**header["data"], "sha256": str(header["data"].get("sha256", "?"))[:16]}
+    training = header["training"]
     rows = {
         "for": ", ".join(config.env_ids),
-        "model": f"{header['model']}, canvas {model['frame_size']}, cells of {model['cell']} px, "
-        f"{model['max_slots']} slots, {model['z_what']} features",
-        "data": f"{data['frames']:,} frames of {data['env_id']}, policy {data['policy']}, "
-        f"seed {data['seed']}, sha256 {str(data['sha256'])[:16]}…",
-        "preset": f"{training['preset']}, {training['steps']} steps, seed {training['seed']}",
-        "found in the frames": ", ".join(f"{k} {v}" for k, v in training["found"].items()),
-        "cost": ", ".join(f"{v} {k}" for k, v in training.items() if re.search("seconds", k)),
-        "machine": training["machine"],
+        "model": _say({"model": header["model"], **header["config"]}, _MODEL),
+        "data": _say(data, _DATA),
+        "preset": _say(training, _PRESET),
+        "found in the frames": ", ".join(f"{k} {v}" for k, v in training.get("found", {}).items()),
+        "cost": ", ".join(f"{v} {k}" for k, v in training.items() if "seconds" in k),
+        "machine": training.get("machine", ""),
         "licence": header["licence"],
     }
     lines = [f"# {config.name}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    lines += [f"| {name} | {value} |" for name, value in rows.items() if value]
     lines += ["", "## Scores", "", "| score | value |", "|---|---|"]
     lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
     if report is not None and config.truth is not None:
@@ -105,6 +120,11 @@ def _card(
     if config.misses:
         lines += ["", "## Known misses", "", config.misses]
     return "\n".join(lines) + "\n"
+
+
+def _say(values: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
+    """Say what is known: a model without learning has no cells and no steps."""
+    return ", ".join(text.format(values[key]) for key, text in phrases.items() if key in values)
 
 
 if __name__ == "__main__":

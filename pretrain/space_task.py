@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
@@ -23,7 +23,7 @@ from objrl.models.space_loss import (
     elbo_terms,
     evidence_terms,
 )
-from objrl.pretrain.configure import Findings
+from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.presets import SpaceRecipe
 
 
@@ -120,7 +120,7 @@ class SpaceTask(nn.Module):
         with torch.no_grad():
             means["loss"] = total
             means["objects"] = (out.cells.logit > 0).sum() / len(image)
-            means["mse"] = ((out.reconstruction - image) ** 2).flatten(1).sum(1).mean()
+            means["mse"] = F.mse_loss(out.reconstruction, image)
         return total, means
 
     def verdict(self, objects: float) -> str | None:
@@ -138,14 +138,6 @@ class SpaceTask(nn.Module):
                 "little; a stronger background, a lower presence prior or another seed may help"
             )
         return None
-
-
-def fit_canvas(frames: Image, size: tuple[int, int]) -> Image:
-    """Resize (B, H, W, 3) uint8 frames to the canvas, on the host."""
-    if frames.shape[1:3] == size:
-        return frames
-    height, width = size
-    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames])
 
 
 def blobs_by_cell(

@@ -13,11 +13,10 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
-from objrl.pretrain.collect import CollectConfig, collect
+from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.presets import SpaceRecipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
 from objrl.pretrain.store import FrameStore
-from objrl.wrappers.object_slots import game_of
 
 _FRAMES = 10_000
 
@@ -51,8 +50,8 @@ class TrainConfig:
     """Where to train; auto takes CUDA where there is one."""
     devices: int = 1
     """How many of them; on a CPU, processes."""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """auto is bf16-mixed on CUDA, 32-true on a CPU."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """bf16-mixed is for CUDA, where it has not been measured yet."""
     threads: int | None = None
     """CPU threads of torch; by default as many as it finds cores."""
     resume: bool = False
@@ -130,7 +129,7 @@ def _recipe(config: TrainConfig) -> SpaceRecipe:
 
 def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     """Return the run's folder, and its checkpoint where it goes on."""
-    data = config.data or _default_data(config)
+    data = config.data or default_store(config.env or "")
     out = config.out or Path("runs") / f"{data.stem}-{config.preset}"
     if config.resume:
         return out, load_checkpoint(out / CHECKPOINT)
@@ -141,13 +140,9 @@ def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     return out, None
 
 
-def _default_data(config: TrainConfig) -> Path:
-    return Path("runs") / f"{game_of(config.env or '').replace('/', '_')}.h5"
-
-
 def _collected(config: TrainConfig) -> Path:
     """Return the file with a game's frames, collecting what is missing."""
-    path = _default_data(config)
+    path = default_store(config.env or "")
     frames = config.frames or _FRAMES
     if path.exists():
         with FrameStore(path) as store:
@@ -164,9 +159,6 @@ def _collected(config: TrainConfig) -> Path:
 
 def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabric:
     cuda = torch.cuda.is_available() and config.device != "cpu"
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if cuda else "32-true"
     # Not every term reaches every parameter, and which ones do changes during a run.
     # Buffers are the same everywhere and never change.
     spread = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
@@ -176,6 +168,6 @@ def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabri
         accelerator="cuda" if cuda else "cpu",
         devices=config.devices,
         strategy=spread if config.devices > 1 else "auto",
-        precision=precision,
+        precision=config.precision,
         loggers=TensorBoardLogger(out, name="", version=LOGS, purge_step=purge),
     )

@@ -136,7 +136,7 @@ def test_a_write_that_dies_keeps_the_one_before_and_is_swept_up(
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == before
     # A killed process cannot tidy up after itself; the next one does.
-    (tmp_path / f".{path.name}.12345.tmp").write_bytes(before[:100])
+    (tmp_path / f".{path.stem}.12345.tmp{path.suffix}").write_bytes(before[:100])
     save_checkpoint(path, model, optimizers, {"step": 4})
     assert os.listdir(tmp_path) == [path.name]
     assert load_checkpoint(path).about == {"step": 4}

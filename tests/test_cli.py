@@ -24,6 +24,8 @@ FAILURES: dict[str, BaseException] = {
     "full": OSError(errno.ENOSPC, "No space left on device"),
     "env": gym.error.NameNotFound("Environment `Pongg` doesn't exist."),
     "module": ModuleNotFoundError("No module named 'h5py'", name="h5py"),
+    "extra": ImportError("Minari is not installed: pip install 'objrl[data]'"),
+    "name": ImportError("cannot import name 'gone' from 'h5py'", name="h5py"),
     "ours": ModuleNotFoundError("No module named 'objrl.lost'", name="objrl.lost"),
     "bug": KeyError("oops"),
     "stop": KeyboardInterrupt(),
@@ -95,6 +97,7 @@ def test_options_reach_the_work(capsys: pytest.CaptureFixture[str]) -> None:
         ("full", "objrl work: [Errno 28] No space left on device\n"),
         ("env", "objrl work: Environment `Pongg` doesn't exist.\n"),
         ("module", "objrl work: needs h5py: pip install 'objrl[stub]'\n"),
+        ("extra", "objrl work: Minari is not installed: pip install 'objrl[data]'\n"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -113,6 +116,8 @@ def test_a_bug_of_ours_is_not_hidden() -> None:
         cli.main(["work", "--how", "bug"])
     with pytest.raises(ModuleNotFoundError, match=r"objrl\.lost"):
         cli.main(["work", "--how", "ours"])
+    with pytest.raises(ImportError, match="cannot import name 'gone'"):
+        cli.main(["work", "--how", "name"])
 
 
 def test_an_interrupt_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,14 +150,18 @@ def test_weights_are_listed_with_their_scores(
     monkeypatch.setattr(registry, "WEIGHTS", {})
     assert cli.main(["weights"]) == 0
     assert "No weights are shipped yet" in capsys.readouterr().out
-    first = Weights("space-a", "a", "", "space", ("ALE/A-v5", "A-v4"), "fast", {"f1": 0.98712})
+    metrics = {"val_elbo": 203691.4, "f1_centre": 0.98712, "ap50": 0.5, "count_error_centre": 0.25}
+    first = Weights("space-a", "a", "", "space", ("ALE/A-v5", "A-v4"), "fast, 7 frames", metrics)
     second = Weights("b", "b", "", "space", (), "slow", {"mse": 0.001})
     monkeypatch.setattr(registry, "WEIGHTS", {"space-a": first, "b": second})
     assert cli.main(["weights"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["name", "f1", "mse", "learnt", "by", "for"],
-        ["space-a", "0.987", "-", "fast", "ALE/A-v5,", "A-v4"],
-        ["b", "-", "0.001", "slow"],
+        [
+            *("name", "f1_centre", "f1_iou", "ap50", "ap50_95", "count_error_centre"),
+            *("learnt", "from", "for"),
+        ],
+        ["space-a", "0.987", "-", "0.5", "-", "0.25", "fast,", "7", "frames", "ALE/A-v5,", "A-v4"],
+        ["b", "-", "-", "-", "-", "-", "slow"],
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
 import signal
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from objrl.pretrain.collect import CollectConfig, collect
+from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.policies import SavedPolicy
 from objrl.pretrain.store import FrameStore
 
@@ -118,6 +119,18 @@ def test_any_environment_of_rgb_frames(out: Path) -> None:
     np.testing.assert_array_equal(frames[:, 0, 0, 1:], painted)
     np.testing.assert_array_equal(columns["reward"], columns["action"][:, 0])
     np.testing.assert_array_equal(columns["terminated"], columns["step"] == 5)
+
+
+def test_a_game_has_a_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = collect(replace(PAINTER, frames=1200))
+    assert path == Path("runs/objrl-test_painter.h5") == default_store("objrl-test/Painter-v0")
+    assert capsys.readouterr().out == f"written: {path}, 1,200 frames of objrl-test/Painter-v0\n"
+    assert default_store("ALE/SpaceInvaders-v5") == Path("runs/space_invaders.h5")
+    with pytest.raises(ValueError, match=r"expected --out FILE\.h5 beside --from-minari"):
+        collect(CollectConfig(from_minari="pong/random-v0"))
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -314,7 +327,7 @@ class _Trap:
         return pytest.fail, ("an agent's zip was unpickled",)
 
 
-def test_nothing_in_an_agent_is_unpickled(tmp_path: Path) -> None:
+def test_an_agents_pickled_objects_are_left_alone(tmp_path: Path) -> None:
     save_agent(tmp_path / "agent.zip", "ppo")
     trap = base64.b64encode(pickle.dumps(_Trap())).decode()
     with (
@@ -330,6 +343,48 @@ def test_nothing_in_an_agent_is_unpickled(tmp_path: Path) -> None:
         new.writestr("policy.pth", old.read("policy.pth"))
     policy = SavedPolicy(tmp_path / "trap.zip", gym.spaces.Discrete(6), epsilon=0.0)
     assert policy(np.zeros((1, 210, 160, 3), dtype=np.uint8), np.array([True])).shape == (1,)
+
+
+def repack(agent: Path, to: Path, **members: bytes) -> Path:
+    """Copy an agent's zip with other contents for some of its members."""
+    with zipfile.ZipFile(agent) as old, zipfile.ZipFile(to, "w") as new:
+        for name in ("data", "policy.pth"):
+            new.writestr(name, members.get(name.partition(".")[0], old.read(name)))
+    return to
+
+
+def test_an_agents_tensors_may_hold_nothing_else(tmp_path: Path) -> None:
+    save_agent(tmp_path / "agent.zip", "ppo")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        good = archive.read("policy.pth")
+    trapped = io.BytesIO()
+    torch.save({"action_net.weight": _Trap()}, trapped)
+    refused = "expected tensors in its policy.pth, got what torch's restricted reader"
+    tensor = io.BytesIO()
+    torch.save(torch.zeros(3), tensor)
+    bad = {
+        "hostile": (trapped.getvalue(), refused),
+        "hostile, in torch's old form": (pickle.dumps(_Trap(), protocol=2), refused),
+        "garbage": (b"This is no agent. " * 50, refused),
+        "cut short": (good[: len(good) // 2], refused),
+        "empty": (b"", refused),
+        "a tensor alone": (tensor.getvalue(), "no dictionary of tensors"),
+    }
+    for name, (content, message) in bad.items():
+        path = repack(tmp_path / "agent.zip", tmp_path / "bad.zip", policy=content)
+        with pytest.raises(ValueError, match=message) as caught:
+            SavedPolicy(path, gym.spaces.Discrete(6), epsilon=0.0)
+        assert "\n" not in str(caught.value), name
+        assert "weights_only=False" not in str(caught.value), name
+
+
+@pytest.mark.parametrize("shape", [4, [4, "84", 84], None])
+def test_an_agents_shape_is_checked(tmp_path: Path, shape: Any) -> None:
+    save_agent(tmp_path / "agent.zip", "ppo")
+    data = json.dumps({"observation_space": {"_shape": shape}}).encode()
+    path = repack(tmp_path / "agent.zip", tmp_path / "bad.zip", data=data)
+    with pytest.raises(ValueError, match="its observations have shape"):
+        SavedPolicy(path, gym.spaces.Discrete(6), epsilon=0.0)
 
 
 def test_agents_that_cannot_play(tmp_path: Path, out: Path) -> None:
@@ -352,11 +407,17 @@ def test_without_minari(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         collect(CollectConfig(from_minari="pong/random-v0", out=out))
 
 
-def test_to_minari_and_back(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_to_minari_and_back(
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     collect(replace(PONG, out=out, frames=80, max_episode_steps=9))
     collect(CollectConfig(to_minari="pong/random-v0", out=out))
+    assert f"pong/random-v0 in {tmp_path / 'minari' / 'pong'}" in capsys.readouterr().out
     data = minari.load_dataset("pong/random-v0")
     assert data.recover_environment().spec.id == "ALE/Pong-v5"
     back = tmp_path / "back.h5"

@@ -234,6 +234,21 @@ def test_evaluate_on_truth_writes_what_it_returns(
     assert picture.shape[1] > 6 * 320  # input, boxes, truth, foreground, background, alpha
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("pong-space-fast/weights", "pong-space-fast"), ("other/mine", "mine")],
+)
+def test_results_are_named_after_the_run(
+    name: str, folder: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(Path(weights).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    evaluate(EvaluateConfig(str(path), truth=SAMPLE, limit=1, worst=1, device="cpu"))
+    assert (tmp_path / f"runs/evaluate-{folder}-{SAMPLE.stem}/evaluation.json").exists()
+
+
 def test_evaluate_on_frames_alone_speaks_of_agreement(
     sample: LabelledFrames, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,7 +87,7 @@ def test_scenery_and_specks_are_no_objects() -> None:
     paint(frame[0], 60, 40, 3, 3, (42, 60, 90))  # too faint
     frames = torch.from_numpy(frame)
     assert not fitted().detect(frames).mask.any()
-    assert fitted(max_side=WIDTH).detect(frames).mask.sum() == 1
+    assert fitted(largest=1).detect(frames).mask.sum() == 1
     assert fitted(min_area=1).detect(frames).mask.sum() == 1
     assert fitted(threshold=10).detect(frames).mask.sum() == 1
 

@@ -20,7 +20,7 @@ from objrl.draw import draw_slots
 from objrl.slots import Slots
 from objrl.weights import registry
 from objrl.wrappers import ObjectSlots
-from objrl.wrappers.object_slots import game_of
+from objrl.wrappers.object_slots import game_of, weights_for
 from tests.helpers import MOVING_SQUARES, BlobDetector, MovingSquares, make_stub_perceiver
 
 gym.register_envs(ale_py)
@@ -126,6 +126,18 @@ def test_flat_columns_are_rows_then_keys_in_the_order_asked_for() -> None:
     assert (flat.shape, flat.dtype.name) == ((6 * 4,), "float32")
     rows = np.concatenate([observation[key] for key in keys], axis=1)
     np.testing.assert_array_equal(flat.reshape(6, -1), rows)
+
+
+def test_all_fields_by_default_but_no_ids_in_the_flat_form() -> None:
+    everything = ("position", "scale", "depth", "what", "presence", "track_id")
+    flat, _ = slotted(flatten=True).reset(seed=1)
+    observation, _ = slotted().reset(seed=1)
+    assert set(observation) == set(everything)
+    rows = np.concatenate([observation[key] for key in everything[:-1]], axis=1)
+    np.testing.assert_array_equal(flat, rows.ravel())
+    named, _ = slotted(keys=everything, flatten=True).reset(seed=1)
+    assert isinstance(named, np.ndarray)
+    assert named.shape == (6 * (rows.shape[1] + 1),)
 
 
 def test_the_last_slots_stay_at_hand_whatever_is_done_to_the_observation() -> None:
@@ -272,8 +284,20 @@ def test_weights_are_chosen_by_the_game(env_id: str, name: str, shelf: list[Any]
 @pytest.mark.usefixtures("shelf")
 def test_a_game_without_weights_says_what_there_is_and_how_to_make_some() -> None:
     env = gym.make("ALE/Breakout-v5")
-    with pytest.raises(ValueError, match=r"'ALE/Breakout-v5' \(shipped: .*space-pong\).*pretrain"):
+    with pytest.raises(
+        ValueError,
+        match=r"'ALE/Breakout-v5' \(shipped: .*space-pong\).*"
+        "`objrl pretrain --env ALE/Breakout-v5 --minutes 5`",
+    ):
         ObjectSlots(env)
+
+
+@pytest.mark.usefixtures("shelf")
+def test_an_id_that_is_not_registered_is_corrected() -> None:
+    with pytest.raises(ValueError, match=r"got 'ALE/Braekout-v5'; did you mean ALE/Breakout-v5"):
+        weights_for("ALE/Braekout-v5")
+    with pytest.raises(ValueError, match="got 'qqqq'; is its package imported"):
+        weights_for("qqqq")
 
 
 def test_an_environment_without_an_id_needs_named_weights() -> None:
@@ -292,11 +316,12 @@ def test_games_are_told_from_ids_as_ale_spells_them() -> None:
     assert game_of("Other/Pong-v5") != game_of("ALE/Pong-v5")
 
 
+@pytest.mark.parametrize("keys", [None, ("presence", "what")])
 @pytest.mark.parametrize("weights", [None, "space-pong"])
 def test_the_spec_makes_the_same_environment_again_also_by_way_of_json(
-    weights: str | None, shelf: list[Any]
+    weights: str | None, keys: tuple[str, ...] | None, shelf: list[Any]
 ) -> None:
-    env = ObjectSlots(squares(), weights, max_slots=5, keys=("presence", "what"), flatten=True)
+    env = ObjectSlots(squares(), weights, max_slots=5, keys=keys, flatten=True)
     text = env.spec.to_json()  # type: ignore[union-attr]
     json.loads(text)
     for spec in (env.spec, EnvSpec.from_json(text)):

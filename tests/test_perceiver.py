@@ -334,7 +334,8 @@ def test_a_step_neither_loops_over_environments_nor_waits_for_the_host() -> None
             perceiver.step(frames, state, first(envs))
         assert not operations.host
         counts.append(operations.count)
-    assert counts[0] == counts[1]
+    # A reshape may copy for eight and not for one; a loop would add one for each of seven.
+    assert counts[1] - counts[0] < 7
 
 
 @pytest.mark.gpu

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from objrl import list_weights, load, models
+from objrl.pretrain.evaluate import evaluate_perceiver
+from objrl.pretrain.truth import read_truth
 from objrl.slots import Slots
 from objrl.weights import (
     read_header,
@@ -369,3 +371,13 @@ def test_shipped_weights_are_what_the_index_says(monkeypatch: pytest.MonkeyPatch
         load(weights.name, device="cpu")
         header = read_header(str(registry.FOLDER / weights.file))
         assert (weights.model, weights.metrics) == (header["model"], header["metrics"])
+
+
+def test_shipped_weights_still_see_what_they_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real models
+    # A change of arithmetic that leaves all shapes alone shows only here.
+    sample = read_truth(Path(__file__).parent / "data" / "space_invaders_sample.npz")
+    perceiver = load("space-space_invaders", device="cpu")
+    metrics = evaluate_perceiver(perceiver, sample.frames, sample.truth).metrics()
+    assert metrics["f1_centre"] > 0.97
+    assert metrics["f1_iou"] > 0.95

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from objrl.models.median import Median, MedianConfig
 from objrl.models.space import Space, SpaceConfig
 from objrl.pretrain import ship as module
 from objrl.pretrain.ship import ShipConfig, ship
@@ -62,4 +63,37 @@ def test_nothing_is_shipped_when_the_truth_is_missing(
     monkeypatch.setattr(registry, "FOLDER", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match=r"no\.npz"):
         ship(ShipConfig(weights, "space-test", ("X-v0",), truth=tmp_path / "no.npz"))
+    assert not (tmp_path / "package").exists()
+
+
+def test_the_baseline_without_learning_can_be_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "package"
+    monkeypatch.setattr(module, "FOLDER", folder)
+    monkeypatch.setattr(registry, "FOLDER", folder)
+    path = save_weights(
+        *(tmp_path / "median.safetensors", Median(MedianConfig(max_slots=9))),
+        model_name="median",
+        data={"env_id": "ALE/Pong-v5", "frames": 70},
+        training={"preset": "median"},
+        metrics={},
+    )
+    card = ship(ShipConfig(path, "median-pong", ("ALE/Pong-v5",))).read_text()
+    assert "| model | median, canvas [210, 160], 9 slots |" in card
+    assert "| preset | median |" in card
+    assert "| cost |" not in card
+    assert registry.read_index(folder)["median-pong"].model == "median"
+
+
+def test_nothing_is_shipped_without_a_card(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> str:
+        raise KeyError("steps")
+
+    monkeypatch.setattr(module, "_card", broken)
+    monkeypatch.setattr(registry, "FOLDER", tmp_path / "package")
+    with pytest.raises(KeyError, match="steps"):
+        ship(ShipConfig(weights, "space-test", ("X-v0",)))
     assert not (tmp_path / "package").exists()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objrl.models.space import Cells, SpaceOutput
 from objrl.models.space_background import BackgroundOutput
 from objrl.models.space_loss import (
+    Evidence,
     Priors,
+    alpha_evidence,
     boundary_loss,
     elbo_terms,
+    evidence_terms,
     foreground_kl,
     log_likelihood,
 )
@@ -216,3 +221,28 @@ def test_the_boundary_loss_tells_alpha_and_boxes_to_give_way() -> None:
     gradients = torch.autograd.grad(loss, (alpha, where, pres))
     assert all(g.isfinite().all() and (g != 0).any() for g in gradients)
     assert (gradients[0] >= 0).all()
+
+
+def test_the_pull_on_alpha_is_a_cross_entropy() -> None:
+    """Written out in the code, for CUDA's autocast refuses the library's."""
+    layers = Layers(torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4))
+    none = torch.zeros(2, 1, 1)
+    found = (torch.rand(2, 1, 4, 4) > 0.5).float()
+    evidence = Evidence(none, none, torch.zeros(2, 1, 4), found)
+    expected = F.binary_cross_entropy(layers.alpha, found, reduction="none").flatten(1).sum(1)
+    torch.testing.assert_close(alpha_evidence(layers, evidence), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_pull_of_a_blob_by_hand() -> None:
+    """One cell of two holds a blob; its box is twice as wide as asked, and half a unit off."""
+    logit = torch.tensor([[[0.0], [0.0]]])
+    where = torch.tensor([[[0.2, 0.1, 0.03, 0.0], [0.5, 0.5, 0.5, 0.5]]])
+    some = Gaussian(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
+    output = SimpleNamespace(cells=Cells(logit, some, some, some), z_where=where)
+    on = torch.tensor([[[1.0], [0.0]]])
+    goal = torch.tensor([[[0.1, 0.1, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
+    evidence = Evidence(on, torch.tensor([[[1.0], [5.0]]]), goal, torch.zeros(1, 1, 1, 1))
+    terms = evidence_terms(cast(SpaceOutput, output), evidence)
+    assert terms["evidence_pres"].item() == pytest.approx(6 * math.log(2))
+    wide, off = math.log(2) - 0.1, 0.25 - 0.1  # smooth L1 beyond its beta of 0.2
+    assert terms["evidence_where"].item() == pytest.approx(wide + off, rel=1e-4)

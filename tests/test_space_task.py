@@ -10,10 +10,10 @@ import torch
 
 from objrl.models.space import SpaceConfig
 from objrl.perceiver import FramePerceiver
-from objrl.pretrain.configure import configure, look
+from objrl.pretrain.configure import configure, fit_canvas, look
 from objrl.pretrain.presets import preset
 from objrl.pretrain.report import final_metrics, picture
-from objrl.pretrain.space_task import SpaceTask, blobs_by_cell, fit_canvas
+from objrl.pretrain.space_task import SpaceTask, blobs_by_cell
 from tests.squares import SIDE, make_frames
 
 

@@ -128,6 +128,7 @@ class TestEnv:
 
         def collect(wanted: CollectConfig) -> Path:
             asked.append(wanted.frames)
+            assert wanted.out is not None
             wanted.out.parent.mkdir(exist_ok=True)
             wanted.out.unlink(missing_ok=True)
             frames = make_frames(min(wanted.frames, 60))
@@ -177,8 +178,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("frames", "said"),
         [
-            (np.full((60, 64, 64, 3), 7, np.uint8), "expected something that moves"),
-            (np.repeat(make_frames(1), 60, axis=0), "expected something that moves"),
+            (np.full((60, 64, 64, 3), 7, np.uint8), "expected things that move"),
+            (np.repeat(make_frames(1), 60, axis=0), "expected things that move"),
             (make_frames(1), "got none in 'val': 1 frames in all are too few"),
         ],
         ids=["one colour", "still", "one frame"],

@@ -113,6 +113,28 @@ def test_flat_observations_are_the_others_in_a_row(mode: AutoresetMode) -> None:
             np.testing.assert_array_equal(flat_infos["final_obs"][row].reshape(6, 3), parts)
 
 
+def test_slots_can_enter_what_learns_also_after_an_episodes_end() -> None:
+    envs = VectorObjectSlots(squares(SAME), make_stub_perceiver())
+    envs.reset(seed=7)
+    over = 0
+    for action in actions():
+        infos = envs.step(action)[4]
+        over += "final_obs" in infos
+        weight = torch.ones(2, requires_grad=True)
+        (envs.slots.position * weight).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        assert weight.grad.any()
+    assert over > 3
+
+
+def test_without_ids_in_the_flat_form_by_default() -> None:
+    envs = VectorObjectSlots(squares(NEXT), make_stub_perceiver(), flatten=True)
+    observations, _ = envs.reset(seed=7)
+    assert isinstance(observations, np.ndarray)
+    np.testing.assert_array_equal(observations.reshape(N, 6, -1)[..., :2], envs.slots.position)
+    assert observations.shape == (N, 6 * (2 + 2 + 1 + 4 + 1))
+
+
 def test_a_step_is_one_forward_pass_and_one_more_of_those_that_begin_anew() -> None:
     perceiver = make_stub_perceiver()
     envs = VectorObjectSlots(squares(SAME), perceiver)

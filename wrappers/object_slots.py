@@ -5,6 +5,7 @@ Letters: H W pixels, K slots, D features of `what`.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.weights import registry
 from objrl.wrappers.spaces import (
-    KEYS,
     Array,
     Observation,
     annotate,
@@ -48,7 +48,8 @@ class ObjectSlots(
     ========== ============== =================================================================
 
     With `flatten` it is one float32 vector: row by row, and within a row the columns of the keys
-    in the order of `keys`; `observation.reshape(K, -1)` brings the rows back.
+    in the order of `keys`, by default that of the table without `track_id`;
+    `observation.reshape(K, -1)` brings the rows back.
 
     A reset begins a new episode: nothing is followed across it, and ids go on counting, so that
     none is used twice. A reset with a seed begins everything anew, ids too, so that the same seed
@@ -77,7 +78,7 @@ class ObjectSlots(
         *,
         max_slots: int | None = None,
         device: str | torch.device = "auto",
-        keys: Sequence[str] = KEYS,
+        keys: Sequence[str] | None = None,
         flatten: bool = False,
     ) -> None:
         """Wrap an environment that shows RGB frames.
@@ -89,8 +90,9 @@ class ObjectSlots(
                 but then `env.spec` cannot be written as JSON.
             max_slots: K; by default what the weights were trained with.
             device: "auto" takes CUDA where there is one.
-            keys: the fields of the observation, in order. A plain network makes nothing of
-                `track_id`, which grows without end: leave it out there.
+            keys: the fields of the observation, in order; by default all of them, and with
+                `flatten` all but `track_id`: an id grows without end, a network makes nothing of
+                its size, and float32 holds none above 2^24 exactly.
             flatten: one vector instead of a dictionary, for policies that take nothing else.
 
         Raises:
@@ -145,7 +147,7 @@ def plain_arguments(
     weights: str | Path | Perceiver | None,
     max_slots: int | None,
     device: str | torch.device,
-    keys: Sequence[str],
+    keys: Sequence[str] | None,
     flatten: bool,
 ) -> dict[str, Any]:
     """Return a wrapper's arguments as `env.spec` keeps them: JSON-plain, but for a perceiver."""
@@ -153,7 +155,7 @@ def plain_arguments(
         "weights": str(weights) if isinstance(weights, Path) else weights,
         "max_slots": max_slots,
         "device": str(device),
-        "keys": list(keys),
+        "keys": None if keys is None else list(keys),
         "flatten": flatten,
     }
 
@@ -190,7 +192,7 @@ def weights_for(env_id: str | None) -> str:
     """Return the name of the shipped weights for a Gymnasium id, SPACE's if there are several.
 
     Raises:
-        ValueError: no id, or none are shipped for its game.
+        ValueError: no id, one that is not registered, or none are shipped for its game.
     """
     if env_id is None:
         raise ValueError("the environment has no id (env.spec is None); name the weights to use")
@@ -198,14 +200,25 @@ def weights_for(env_id: str | None) -> str:
     game = game_of(env_id)
     fitting = [entry.name for entry in shipped if game in map(game_of, entry.env_ids)]
     if not fitting:
+        if env_id not in gym.registry:
+            raise unknown_env(env_id)
         names = ", ".join(entry.name for entry in shipped) or "none"
         raise ValueError(
             f"no weights are shipped for {env_id!r} (shipped: {names}); make some with `objrl "
-            f"collect --env {env_id} --frames 60000 --out {game}.h5` and `objrl pretrain --preset "
-            f"space-fast --data {game}.h5`, and pass the file that this writes as weights"
+            f"pretrain --env {env_id} --minutes 5`, and pass the file that it writes as weights"
         )
     preferred = f"space-{game}"
     return preferred if preferred in fitting else fitting[0]
+
+
+def unknown_env(env_id: str) -> ValueError:
+    """Return the error for an id that is not registered, with those that look most like it."""
+    near = difflib.get_close_matches(env_id, sorted(gym.registry), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "is its package imported?"
+    return ValueError(
+        f"env: expected the id of a registered environment, got {env_id!r}; {hint} "
+        "(gymnasium.registry lists them all)"
+    )
 
 
 def game_of(env_id: str) -> str:

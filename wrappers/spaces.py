@@ -96,8 +96,10 @@ class SlotLayout:
         )
 
 
-def make_layout(rows: int, what_size: int, keys: Sequence[str], flatten: bool) -> SlotLayout:
-    """Return the layout that a caller of a wrapper asks for."""
+def make_layout(rows: int, what_size: int, keys: Sequence[str] | None, flatten: bool) -> SlotLayout:
+    """Return the layout that a caller of a wrapper asks for; see `ObjectSlots` for `keys`."""
+    if keys is None:
+        keys = [key for key in KEYS if not (flatten and key == "track_id")]
     if isinstance(keys, str):
         raise ValueError(f"keys: expected a sequence of names, got {keys!r}; write ({keys!r},)")
     return SlotLayout(rows, what_size, tuple(keys), flatten)

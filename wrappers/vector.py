@@ -24,7 +24,6 @@ from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.wrappers.object_slots import choose_perceiver, plain_arguments
 from objrl.wrappers.spaces import (
-    KEYS,
     Array,
     Observation,
     annotate,
@@ -64,7 +63,7 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         *,
         max_slots: int | None = None,
         device: str | torch.device = "auto",
-        keys: Sequence[str] = KEYS,
+        keys: Sequence[str] | None = None,
         flatten: bool = False,
     ) -> None:
         """Wrap a vector environment that shows RGB frames; see `ObjectSlots` for the arguments.
@@ -149,7 +148,7 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         self._begin(frames, over)
         return {**infos, "final_obs": final, "_final_obs": over.copy()}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors could not enter a policy that learns
     def _begin(self, frames: Tensor, chosen: Mask) -> None:
         """See the first frame of an episode in some environments; the others stay as they are."""
         host = torch.from_numpy(np.flatnonzero(chosen))

@@ -36,10 +36,15 @@ class MedianConfig:
     """Side of the closing that joins a sprite's loose pixels."""
     min_area: int = 3
     """Fewest pixels of an object."""
-    max_side: int = 60
-    """Longest side of an object in pixels; larger pieces are scenery."""
+    largest: float = 0.29
+    """Longest side of an object, as a fraction of the frame's longer side; larger is scenery."""
     max_slots: int = 64
     """Rows of the slots that an agent gets."""
+
+    @property
+    def max_side(self) -> int:
+        """Longest side of an object in pixels."""
+        return int(self.largest * max(self.frame_size))
 
 
 def differs(frame: Image, background: Image, threshold: int) -> Image:
@@ -114,14 +119,18 @@ def backdrop(frames: Image, config: MedianConfig, share: float = 0.05, least: in
         gone &= np.abs(shown - under).max(1) <= config.threshold
         lost = np.bincount(owner, weights=gone, minlength=count + 1) / size > share
         # When all vanish at once it is the screen that blinks, not the things on it.
-        if lost[1:].sum() < count or count < 5:
+        if lost.sum() < max(0.97 * count, 5):
             vanished += lost
     return np.where((vanished >= least)[pieces][..., None], bare, median)
 
 
 def _flat_pieces(image: Image, max_side: int) -> tuple[npt.NDArray[np.int32], int]:
-    """Label (H, W) the pieces that stand out from the larger areas of one colour, 0 elsewhere."""
-    code = (image.astype(np.int32) * np.array([1 << 16, 1 << 8, 1])).sum(-1)
+    """Label (H, W) the pieces that stand out from the larger areas of one colour, 0 elsewhere.
+
+    Returns:
+        The labels, from 1 on without a gap, and how many there are.
+    """
+    code = _colours(image)
     small = np.zeros(code.shape, np.uint8)
     for colour in np.unique(code):
         _, labels, stats, _ = cv2.connectedComponentsWithStats(
@@ -130,10 +139,21 @@ def _flat_pieces(image: Image, max_side: int) -> tuple[npt.NDArray[np.int32], in
         tiny = (stats[:, 2] <= max_side) & (stats[:, 3] <= max_side)
         tiny[0] = False
         small |= tiny[labels].astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(small, connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(small, connectivity=8)
     fits = (stats[:, 2] <= max_side) & (stats[:, 3] <= max_side)
     fits[0] = False
-    return np.where(fits[labels], labels, 0).astype(np.int32), count - 1
+    number = np.cumsum(fits, dtype=np.int32) * fits
+    return number[labels], int(number.max())
+
+
+def _colours(image: Image) -> npt.NDArray[np.int32]:
+    """(H, W, 3) -> (H, W) one number a colour; coarser ones where there are very many."""
+    for bits in (8, 4, 2):
+        parts = (image >> (8 - bits)).astype(np.int32)
+        code: npt.NDArray[np.int32] = (parts[..., 0] << 16) | (parts[..., 1] << 8) | parts[..., 2]
+        if len(np.unique(code)) <= 64:
+            break
+    return code
 
 
 def _paint_over(image: Image, hidden: npt.NDArray[np.bool_]) -> Image:

@@ -64,7 +64,11 @@ class SpaceOutput:
 
     @property
     def reconstruction(self) -> Tensor:
-        """(B, 3, H, W) mean of eq. 1; mu_fg holds alpha already (see `space_loss`)."""
+        """(B, 3, H, W) the objects laid over the background, alpha counted once.
+
+        Eq. 1 with Algorithm 1's mu_fg, which holds alpha already, has it twice in its mean; that
+        darkens half-transparent edges, so the likelihood has it so and the picture has not.
+        """
         return self.foreground.mean + (1 - self.foreground.alpha) * self.background.image
 
 
@@ -218,7 +222,8 @@ class Space(nn.Module):
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, H, W) masks in the order of `detect`; a pixel goes to who draws it.
 
-        The share of a slot is that of Algorithm 1's weighted masks; the background has the rest.
+        A slot's share is its weighted mask of Algorithm 1, with the K rows as all the cells that
+        there are; the background has the rest.
         """
         seen = self.perceive(frames)
         canvas = self.config.frame_size
@@ -229,8 +234,7 @@ class Space(nn.Module):
         importance = 100 * mask * torch.sigmoid(seen.z_depth)[..., None, None]
         origin = torch.zeros_like(seen.z_where[..., :2], dtype=torch.int64)
         placed = place(torch.cat([mask, importance], dim=2), seen.z_where, origin, canvas, canvas)
-        weight = torch.softmax(placed[:, :, 1], dim=1)
-        share = weight * placed[:, :, 0]
+        share = torch.softmax(placed[:, :, 1], dim=1) * placed[:, :, 0]
         share = F.interpolate(share, frames.shape[1:3], mode="bilinear", align_corners=False)
         return torch.cat([share, 1 - share.sum(1, keepdim=True)], dim=1)
 

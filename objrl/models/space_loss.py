@@ -73,7 +73,11 @@ def log_likelihood(output: SpaceOutput, image: Tensor, priors: Priors) -> Tensor
 
 
 def foreground_kl(output: SpaceOutput, priors: Priors) -> dict[str, Tensor]:
-    """Return KL(q(z_fg | x) || p(z_fg)) by latent: appendix B."""
+    """Return KL(q(z_fg | x) || p(z_fg)) by latent: appendix B.
+
+    z_what is charged for the glimpsed cells alone, for the others have none: where not all are,
+    the sum of the terms is the ELBO of the scene that was drawn.
+    """
     cells = output.cells
     gate = output.z_pres if priors.gate else torch.ones_like(output.z_pres)
     mean = torch.tensor(priors.scale_mean, device=gate.device, dtype=gate.dtype)
@@ -91,9 +95,10 @@ def boundary_loss(output: SpaceOutput, canvas: tuple[int, int], border: int = 6)
     """Penalise masks that reach the border of their glimpse: section 2.2 and appendix C.
 
     A kernel that is 1 on the glimpse's border and 0 inside is put where the object is, and
-    multiplied with the scene's alpha; the paper minimises the mean of that map. `border` is the
-    paper's 6 pixels of a 32-pixel glimpse. The paper's text calls the weights negative "inside
-    the boundary"; read as weights of the border, its "penalize" holds.
+    multiplied with the scene's alpha; the paper minimises the mean of that map. The authors' code
+    has a log-density of it instead, which weighs about a hundred times as much at our weight.
+    `border` is the paper's 6 pixels of a 32-pixel glimpse. The paper's text calls the weights
+    negative "inside the boundary"; read as weights of the border, its "penalize" holds.
     """
     z_pres, where = (take(field, output.index) for field in (output.z_pres, output.z_where))
     g = output.mask.shape[-1]
@@ -150,4 +155,7 @@ def evidence_terms(output: SpaceOutput, evidence: Evidence) -> dict[str, Tensor]
 def alpha_evidence(layers: Layers, evidence: Evidence) -> Tensor:
     """Return the cross-entropy between alpha and what differs from the background, (B,)."""
     alpha = layers.alpha.clamp(_EPS, 1 - _EPS)
-    return F.binary_cross_entropy(alpha, evidence.alpha, reduction="none").flatten(1).sum(1)
+    # Written out, for autocast forbids F.binary_cross_entropy.
+    found = evidence.alpha
+    entropy = -(found * alpha.log() + (1 - found) * (1 - alpha).log())
+    return entropy.flatten(1).sum(1)

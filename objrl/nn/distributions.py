@@ -37,10 +37,6 @@ class Gaussian:
         """Return the likeliest value, which is the mean."""
         return self.mean
 
-    def gather(self, index: Tensor) -> Gaussian:
-        """Pick rows of dim 1 by a (B, K) index."""
-        return Gaussian(take(self.mean, index), take(self.std, index))
-
 
 def _full(value: Tensor) -> Tensor:
     """At least float32: noise and logarithms need more digits than bfloat16 has."""

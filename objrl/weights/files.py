@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from objrl import models
+from objrl.atomic import write_atomically
 
 FORMAT = "objrl-weights-1"
 SUFFIX = ".safetensors"
@@ -148,20 +148,6 @@ def build_config(cls: type[Any], values: Any, where: str) -> Any:
         return cls(**{k: _build_value(hints[k], v, f"{where}: {k}") for k, v in values.items()})
     except TypeError as error:
         raise ValueError(f"{where}: cannot build {cls.__name__}: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name in the same folder, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
+from objrl.atomic import write_atomically
 from objrl.perceiver import FramePerceiver
-from objrl.weights.files import SUFFIX, read_header, read_model, save_weights, write_atomically
+from objrl.weights.files import SUFFIX, read_header, read_model, save_weights
 
 __all__ = [
     "WEIGHTS",
@@ -136,9 +137,8 @@ def register(
 ) -> Weights:
     """Ship a weights file: check it, copy it beside the index, and enter it there.
 
-    For maintainers, in a checkout:
-    `python -c "from objrl.weights import register; register('runs/x.safetensors', 'space-pong',
-    ['ALE/Pong-v5'])"`. A name that is there already is replaced. The next process sees it.
+    Maintainers take `python -m objrl.pretrain.ship`, which also measures the weights and writes
+    their card. A name that is there already is replaced. The next process sees it.
 
     Args:
         path: a file that `save_weights` wrote.

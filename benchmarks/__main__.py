@@ -102,8 +102,7 @@ def _describe(scene: Scene) -> str:
     learnt = f"weights {Path(scene.weights).stem}" if scene.weights else "untrained"
     return (
         f"{learnt}; a {height} x {width} canvas, cells of {config.cell}, {config.rendered} of "
-        f"{config.cells} cells drawn in windows of {config.window}, {config.max_slots} slots, "
-        f"boxes from {'z_where alone' if config.box_margin else 'decoded masks'}"
+        f"{config.cells} cells drawn in windows of {config.window}, {config.max_slots} slots"
     )
 
 

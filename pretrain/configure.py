@@ -112,7 +112,6 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
         cell=8 if side < 16 else 16 if side < 40 else 32,
         window=min(96, max(24, 8 * math.ceil(recipe.margin * found.largest / 8))),
         rendered=rows,
-        box_margin=recipe.margin,
         max_slots=rows,
     )
 

@@ -88,9 +88,13 @@ class Space(nn.Module):
 
     def infer(self, image: Tensor) -> Cells:
         """(B, 3, H, W) in [0, 1] -> the latents of every cell."""
+        return self.foreground.infer(self._shown(image))
+
+    def _shown(self, image: Tensor) -> Tensor:
+        """Add to an image, where the background is known, how far it is from that: (B, 6, H, W)."""
         if isinstance(self.background, Static):
-            image = torch.cat([image, (image - self.background.picture).abs()], dim=1)
-        return self.foreground.infer(image)
+            return torch.cat([image, (image - self.background.picture).abs()], dim=1)
+        return image
 
     def forward(self, image: Tensor, temperature: float = 0.5) -> SpaceOutput:
         """Explain images; samples in training mode, posterior means otherwise.
@@ -180,18 +184,23 @@ class Space(nn.Module):
     def perceive(self, frames: Tensor) -> Percept:
         """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture."""
         net = self.foreground
-        image = to_image(frames, *self.config.frame_size)
-        cells = self.infer(image)
+        shown = self._shown(to_image(frames, *self.config.frame_size))
+        cells = net.infer(shown)
         presence = torch.sigmoid(cells.logit)
         index = self._choose(presence, self.max_slots)
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
-        z_what = net.encode_glimpses(extract(image, where, net.glimpse)).mean
+        glimpses = extract(shown, where, net.glimpse)
+        z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
+        # Where the background is known, what differs from it shows an object's outline for free.
+        known = shown.shape[1] > 3
+        outline = glimpses[:, :, 3:].amax(2) if known else self.masks(z_what)
         rows = self.max_slots
         return Percept(
             presence=_pad_rows(take(presence, index), rows),
             z_where=_pad_rows(where, rows),
             z_depth=_pad_rows(take(cells.depth.mean, index), rows),
             z_what=_pad_rows(z_what, rows),
+            outline=_pad_rows(outline, rows),
         )
 
     def masks(self, z_what: Tensor) -> Tensor:
@@ -204,12 +213,7 @@ class Space(nn.Module):
         """Return slots without identity, by falling presence, in tight boxes."""
         seen = self.perceive(frames)
         here = seen.presence > self.config.threshold
-        if self.config.box_margin:
-            scale, centre = seen.z_where[..., :2], seen.z_where[..., 2:]
-            box = torch.cat([scale / self.config.box_margin, centre], dim=-1)
-        else:
-            box = tight_boxes(self.masks(seen.z_what), seen.z_where)
-        box = clip_boxes(box, self.config.frame_size)
+        box = clip_boxes(tight_boxes(seen.outline, seen.z_where), self.config.frame_size)
         return Slots(
             position=box[..., 2:] * here,
             scale=box[..., :2] * here,
@@ -260,12 +264,15 @@ class Percept:
         z_where: (B, K, 4) width, height, centre x, y: the raw box, as wide as its prior likes it.
         z_depth: (B, K, 1).
         z_what: (B, K, D).
+        outline: (B, K, g, g) where in z_where's box something is seen: how far the frame is from
+            the background if that is known, else the decoded mask alpha_att.
     """
 
     presence: Tensor
     z_where: Tensor
     z_depth: Tensor
     z_what: Tensor
+    outline: Tensor
 
 
 def _pad_rows(field: Tensor, rows: int) -> Tensor:
@@ -286,10 +293,10 @@ def clip_boxes(box: Tensor, canvas: tuple[int, int]) -> Tensor:
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor) -> Tensor:
-    """(B, K, g, g) masks in (B, K, 4) boxes -> (B, K, 4) boxes around what they show.
+    """(B, K, g, g) outlines in (B, K, 4) boxes -> (B, K, 4) boxes around what they show.
 
-    An edge lies where the mask's profile crosses half of its maximum, at a fraction of a pixel by
-    linear interpolation. z_where itself obeys its prior and is up to 1.7 times too wide.
+    An edge lies where the outline's profile crosses half of its maximum, at a fraction of a pixel
+    by linear interpolation. z_where itself obeys its prior and is up to 1.7 times too wide.
     """
     edges = [_extent(mask.amax(dim)) for dim in (-2, -1)]  # over rows: x; over columns: y
     low, high = (torch.stack([edge[i] for edge in edges], dim=-1) for i in (0, 1))

@@ -40,9 +40,6 @@ class SpaceConfig:
     """K components as in the paper, or a known picture with a weak residual."""
     components: int = 3
     """K of the background's mixture."""
-    box_margin: float = 0.0
-    """How much wider than the object z_where was taught to be: slots get its box divided by that.
-    0 where nothing taught it: slots get the box around the decoded mask, which costs a decoder."""
     max_slots: int = 64
     """Rows of the slots that an agent gets."""
     threshold: float = 0.5

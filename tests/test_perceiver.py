@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -189,6 +189,9 @@ def test_segment_shares_the_frame_out_in_the_order_of_encode(make: Make) -> None
     assert (mass[~slots.mask] == 0).all()
     # What a mask covers lies around its row's centre, wherever another object does not hide it.
     x, y = torch.arange(WIDTH) + 0.5, torch.arange(HEIGHT) + 0.5
+    if isinstance(perceiver.detector, Space):  # untrained: its masks fill all of z_where
+        where = perceiver.detector.perceive(frames).z_where
+        slots = replace(slots, scale=where[..., :2], position=where[..., 2:])
     boxes = slots.boxes(HEIGHT, WIDTH)
     checked = 0
     for b, k in slots.mask.nonzero().tolist():

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _readable(error, name)
         if message is None or os.environ.get("OBJRL_DEBUG") == "1":
             raise
-        print(f"objrl {name}: {message}", file=sys.stderr)
+        print(f"objrl {name}: {message.removeprefix(f'{name}: ')}", file=sys.stderr)
         return 2
     return 0
 
@@ -148,7 +148,8 @@ def _readable(error: Exception, name: str) -> str | None:
         missing = error.name.partition(".")[0]
         if missing == "objrl":
             return None
-        return f"needs {missing}: pip install 'objrl[{VERBS[name].extra}]'"
+        extra = VERBS[name].extra
+        return f"needs {missing}: pip install 'objrl[{extra}]' (in a clone: -e '.[{extra}]')"
     # FloatingPointError is a diverged training. An ImportError without a module's name was raised
     # by hand, to say what to install. Gymnasium's errors (an unknown id, say) share no base with
     # the built-in ones.

@@ -60,6 +60,10 @@ COLUMNS: dict[str, type[np.generic]] = {
 """Data sets of one number a frame; `action`, whose shape the environment decides, comes on top."""
 
 
+class EmptyStoreError(ValueError):
+    """A store whose writer was stopped before it had written a frame."""
+
+
 class FrameStore:
     """The frames of one run, read only; also while `objrl collect` is still writing them.
 
@@ -91,7 +95,7 @@ class FrameStore:
             self.frame_shape: tuple[int, int, int] = tuple(self._file["frames"].shape[1:])
             self.complete: bool = self._length >= asked
             if not self._length:
-                raise ValueError(
+                raise EmptyStoreError(
                     f"{self.path}: expected frames, got a store in which none is written yet; "
                     "run the `objrl collect` that began it again"
                 )
@@ -99,6 +103,9 @@ class FrameStore:
                 name: self._file[name][: self._length] for name in ("action", *COLUMNS)
             }
             self.frames([self._length - 1])  # the last to be written is the first to be cut off
+        except EmptyStoreError:
+            self.close()
+            raise
         except (OSError, KeyError) as problem:
             self.close()
             raise hdf5.damaged(self.path, problem) from problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.presets import SpaceRecipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
-from objrl.pretrain.store import FrameStore
+from objrl.pretrain.store import EmptyStoreError, FrameStore
 
 _FRAMES = 10_000
 
@@ -144,16 +145,16 @@ def _collected(config: TrainConfig) -> Path:
     """Return the file with a game's frames, collecting what is missing."""
     path = default_store(config.env or "")
     frames = config.frames or _FRAMES
-    if path.exists():
-        with FrameStore(path) as store:
-            if store.env_id != config.env:
-                raise ValueError(
-                    f"{path}: expected frames of {config.env}, got some of {store.env_id}; name "
-                    "the file to use with --data, or collect another with `objrl collect`"
-                )
-            if store.complete and len(store) >= (config.frames or 0):
-                return path
-            frames = max(frames, len(store))
+    # One that was killed before its first frame is begun again.
+    with suppress(FileNotFoundError, EmptyStoreError), FrameStore(path) as store:
+        if store.env_id != config.env:
+            raise ValueError(
+                f"{path}: expected frames of {config.env}, got some of {store.env_id}; name "
+                "the file to use with --data, or collect another with `objrl collect`"
+            )
+        if store.complete and len(store) >= (config.frames or 0):
+            return path
+        frames = max(frames, len(store))
     return collect(CollectConfig(env=config.env, out=path, frames=frames))
 
 

@@ -96,7 +96,10 @@ def test_options_reach_the_work(capsys: pytest.CaptureFixture[str]) -> None:
         ("file", "objrl work: [Errno 2] No such file or directory: 'gone.h5'\n"),
         ("full", "objrl work: [Errno 28] No space left on device\n"),
         ("env", "objrl work: Environment `Pongg` doesn't exist.\n"),
-        ("module", "objrl work: needs h5py: pip install 'objrl[stub]'\n"),
+        (
+            "module",
+            "objrl work: needs h5py: pip install 'objrl[stub]' (in a clone: -e '.[stub]')\n",
+        ),
         ("extra", "objrl work: Minari is not installed: pip install 'objrl[data]'\n"),
     ],
 )
@@ -130,7 +133,8 @@ def test_tyro_is_named_when_it_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert cli.main(["weights"]) == 2
-    expected = "objrl weights: needs tyro: pip install 'objrl[pretrain]'\n"
+    needed = "pip install 'objrl[pretrain]' (in a clone: -e '.[pretrain]')"
+    expected = f"objrl weights: needs tyro: {needed}\n"
     assert capsys.readouterr().err == expected
 
 

@@ -377,3 +377,16 @@ def test_without_a_render_mode_nothing_is_drawn() -> None:
     env = ObjectSlots(MovingSquares(), make_stub_perceiver())
     env.reset(seed=0)
     assert env.render() is None
+
+
+def test_weights_of_another_game_are_warned_of() -> None:
+    env = gym.make("ALE/Pong-v5")
+    with pytest.warns(UserWarning, match=r"learnt from space_invaders, not from ALE/Pong-v5"):
+        ObjectSlots(env, "space-space_invaders")
+
+
+def test_shipped_weights_are_found_by_the_game() -> None:
+    env = ObjectSlots(gym.make("ALE/SpaceInvaders-v5"))
+    observation, _ = env.reset(seed=0)
+    # 36 aliens, 3 shields, and digits of the score.
+    assert 40 <= (observation["presence"] > 0).sum() <= 60

@@ -154,8 +154,13 @@ class TestEnv:
         again(4)
         assert asked == [10_000, 80, 10_000], "a collection that was killed is gone on with"
 
+        cut.unlink()
+        write_store(cut, make_frames(30)[:0], env_id="ALE/SpaceInvaders-v5", asked=90)
+        again(5)
+        assert asked == [10_000, 80, 10_000, 10_000], "killed before its first frame"
+
         with pytest.raises(ValueError, match=r"expected frames of SpaceInvadersNoFrameskip-v4"):
-            again(5, env="SpaceInvadersNoFrameskip-v4")
+            again(6, env="SpaceInvadersNoFrameskip-v4")
 
     def test_a_real_game_from_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -174,6 +175,7 @@ def choose_perceiver(
     if weights is None:
         weights = weights_for(env_id)
     if isinstance(weights, (str, Path)):
+        _warn_of_another_game(weights, env_id)
         return registry.load(weights, device=device, max_slots=max_slots)
     if not isinstance(weights, Perceiver):
         raise TypeError(
@@ -186,6 +188,18 @@ def choose_perceiver(
             f"max_slots and device, got max_slots={max_slots}, device={str(device)!r}"
         )
     return weights
+
+
+def _warn_of_another_game(weights: str | Path, env_id: str | None) -> None:
+    """Warn where shipped weights are for other games than the environment's."""
+    shipped = {entry.name: entry.env_ids for entry in registry.list_weights()}
+    games = {game_of(known) for known in shipped.get(str(weights), ())}
+    if env_id is not None and games and game_of(env_id) not in games:
+        warnings.warn(
+            f"weights {str(weights)!r} learnt from {', '.join(sorted(games))}, not from "
+            f"{env_id}: expect nonsense",
+            stacklevel=4,
+        )
 
 
 def weights_for(env_id: str | None) -> str:

@@ -18,6 +18,8 @@ from objrl.pretrain.store import FrameWriter
 from objrl.pretrain.train import TrainConfig
 
 SIZE, SIDE = 64, 6
+STEPS = 40
+"""Of the run that others are compared with."""
 
 
 def make_frames(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:

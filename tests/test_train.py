@@ -9,7 +9,6 @@ import re
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,9 @@ from objrl.pretrain.collect import CollectConfig
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
-from tests.squares import command, config, events, make_frames, same, tensors, write_store
+from tests.squares import STEPS, command, config, events, make_frames, same, tensors, write_store
 
-STEPS = 40
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("data") / "squares.h5", make_frames(120))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    train(config(data, out, steps=STEPS, log_every=10, picture_every=20))
-    return out
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class TestARun:

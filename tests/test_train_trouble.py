@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +21,10 @@ from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.train import train
-from tests.squares import command, config, events, make_frames, same, tensors, write_store
+from tests.squares import STEPS, command, config, events, make_frames, same, tensors, write_store
 from tests.test_checkpoint import full_disk
 
-STEPS = 40
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("data") / "squares.h5", make_frames(120))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    train(config(data, out, steps=STEPS, log_every=10, picture_every=20))
-    return out
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 
 class TestResume:

@@ -134,3 +134,14 @@ class MovingSquares(gym.Env[Frame, np.int64]):
 
 MOVING_SQUARES = "MovingSquares-v0"
 gym.register(MOVING_SQUARES, entry_point="tests.helpers:MovingSquares")
+
+STILL_PONG = "objrl-test/StillPong-v0"
+"""Pong whose course follows from the seed and the actions alone: no sticky ones."""
+gym.register(
+    STILL_PONG,
+    entry_point="ale_py.env:AtariEnv",
+    kwargs={
+        **{"game": "pong", "repeat_action_probability": 0.0, "frameskip": 4},
+        **{"full_action_space": False, "max_num_frames_per_episode": 108_000},
+    },
+)

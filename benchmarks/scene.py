@@ -8,11 +8,11 @@ from pathlib import Path
 import ale_py
 import gymnasium as gym
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import objrl
-from objrl.models.median import Image, Median, MedianConfig
+from objrl.models.median import Median, MedianConfig
+from objrl.models.scenery import Image
 from objrl.models.space import Space
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import Findings, configure, look
@@ -57,9 +57,9 @@ class Scene:
 
     def median(self) -> FramePerceiver:
         """Return the baseline without learning."""
-        model = Median(MedianConfig(frame_size=self.found.background.shape[:2]))
-        model.background.copy_(torch.from_numpy(self.found.background))
-        return FramePerceiver(model)
+        height, width = self.found.seen.scenery.median.shape[:2]
+        config = MedianConfig(frame_size=(height, width), max_slots=self.found.rows)
+        return FramePerceiver(Median.knowing(self.found.seen, config))
 
     def paper(self, *, rows: int, dense: bool, cell: int) -> FramePerceiver:
         """Return the paper's architecture with its three background components, untrained."""

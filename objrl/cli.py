@@ -45,6 +45,20 @@ VERBS = {
         "score a detector against true boxes or frames",
         extra="eval",
     ),
+    "truth": Verb(
+        "objrl.pretrain.ram_truth",
+        "TruthConfig",
+        "make_truth",
+        "label a game's frames by its RAM, to evaluate on",
+        extra="eval",
+    ),
+    "rooms": Verb(
+        "objrl.pretrain.rooms",
+        "RoomsConfig",
+        "generate_rooms",
+        "draw 3D rooms with objects, to learn from and to score on",
+        extra="rooms",
+    ),
     "weights": Verb(
         "objrl.cli", "WeightsConfig", "show_weights", "list the shipped detectors and their scores"
     ),

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.median import Image
+from objrl.models.scenery import Image
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.store import FrameStore
 

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.median import Image, MedianConfig, backdrop, blobs, differs
+from objrl.models.median import MedianConfig, Seen, enough_slots
+from objrl.models.scenery import Image
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.schedule import Linear
 
@@ -23,26 +24,42 @@ class Findings:
     """What a look at the frames shows; pixels are the canvas's.
 
     Attributes:
-        background: (H, W, 3) uint8 median frame without the things that come and go.
+        seen: background and colours, as the baseline knows them.
         width: typical width of a blob, large ones counting for more.
         height: typical height.
         spread: standard deviation of the log of a blob's sides.
         largest: side that 98 % of the blobs' area stays below.
-        count: how many blobs 99 % of the frames stay below.
+        rows: how many slots suffice for the fullest frames.
     """
 
-    background: Image
+    seen: Seen
     width: float
     height: float
     spread: float
     largest: float
-    count: float
+    rows: int
 
-    def describe(self) -> dict[str, float]:
+    def describe(self) -> dict[str, float | str]:
         """Return what is logged and stored with the weights."""
-        names = ("width", "height", "spread", "largest", "count")
-        return {name: round(float(getattr(self, name)), 2) for name in names}
+        scenery = self.seen.scenery
+        kind = "changing" if scenery.changing else "static"
+        sizes = {
+            name: round(float(getattr(self, name)), 2)
+            for name in ("width", "height", "spread", "largest")
+        }
+        standing = int(scenery.standing.max())
+        return {
+            "background": kind,
+            "faces": len(scenery.faces),
+            "standing": standing,
+            "colours": len(self.seen.palette.colours),
+            **sizes,
+            "rows": self.rows,
+        }
 
+
+_REACH = 1.12
+"""How much larger than z_where without its margin a tight box may be."""
 
 LONGEST = 256
 """Pixels of a canvas's longer side; larger frames are shrunk: Atari's are 210 or 250."""
@@ -58,9 +75,8 @@ def look(frames: Image) -> Findings:
     shrink = min(1.0, LONGEST / max(height, width))
     frames = fit_canvas(frames, (round(height * shrink), round(width * shrink)))
     config = MedianConfig(frame_size=(frames.shape[1], frames.shape[2]))
-    background = backdrop(frames, config)
-    some = frames[:: 1 + len(frames) // 500]
-    found = [blobs(differs(frame, background, config.threshold), config)[0] for frame in some]
+    seen = Seen.of(frames, config)
+    found = [seen.pieces(frame)[0] for frame in frames[:: 1 + len(frames) // 500]]
     boxes = np.concatenate(found)
     if not len(boxes):
         raise ValueError(
@@ -72,12 +88,12 @@ def look(frames: Image) -> Findings:
     area = size.prod(axis=1)
     width, height = np.average(size, axis=0, weights=np.sqrt(area))
     return Findings(
-        background=background,
+        seen=seen,
         width=float(width),
         height=float(height),
         spread=float(np.sqrt(np.mean([np.log(side).var() for side in size.T]))),
         largest=_weighted_quantile(size.max(axis=1), area, 0.98),
-        count=float(np.quantile([len(b) for b in found], 0.99)),
+        rows=enough_slots([len(b) for b in found]),
     )
 
 
@@ -103,16 +119,19 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
     A cell is about as large as the objects (smaller splits them, larger merges neighbours), a
     window holds the largest box that z_where may ask for, and rows suffice for the fullest frame.
     """
-    height, width = found.background.shape[:2]
+    faces, height, width, _ = found.seen.scenery.faces.shape
     side = math.sqrt(found.width * found.height)
-    rows = min(192, max(32, 16 * math.ceil(1.25 * found.count / 16)))
     model = replace(
         recipe.model,
         frame_size=(height, width),
         cell=8 if side < 16 else 16 if side < 40 else 32,
         window=min(96, max(24, 8 * math.ceil(recipe.margin * found.largest / 8))),
-        rendered=rows,
-        max_slots=rows,
+        faces=faces,
+        # Shorter than for the teacher, who follows areas around corners.
+        flat=2 * found.seen.scenery.max_side // 3 if found.seen.scenery.changing else 0,
+        reach=min(1.0, _REACH / recipe.margin),
+        rendered=max(32, found.rows),
+        max_slots=max(32, found.rows),
     )
 
     def logit(share: float) -> Linear:

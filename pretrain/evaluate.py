@@ -1,8 +1,9 @@
 """`objrl evaluate`: how good is a perceiver, by labelled frames or by frames alone.
 
 It prints a table and writes `evaluation.json` and `worst.png`, the frames with most errors beside
-what there was to find. The measuring itself is in `objrl.pretrain.measure`; the format of labelled
-frames, so that you can make your own, is told in `objrl.pretrain.truth`.
+what there was to find; with --all it does what `objrl.pretrain.results` says. The measuring itself
+is in `objrl.pretrain.measure`; the format of labelled frames, so that you can make your own, is
+told in `objrl.pretrain.truth`.
 
 Letters: N frames, H W pixels.
 """
@@ -10,59 +11,63 @@ Letters: N frames, H W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 import objrl
 from objrl import draw
 from objrl.atomic import write_atomically
-from objrl.metrics import Truth
 from objrl.models.median import Median
-from objrl.perceiver import FramePerceiver, Perceiver
+from objrl.perceiver import FramePerceiver
 from objrl.pretrain.measure import (
     Agreement,
-    Frames,
     Report,
     Seen,
     compare_with_baseline,
     evaluate_perceiver,
     look_alike,
     perceive,
-    take_apart,
+    picture,
+    split_rows,
+    spread,
 )
+from objrl.pretrain.results import BASELINE_FRAMES, write_results
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.truth import read_truth
 
-__all__ = ["EvaluateConfig", "Report", "evaluate", "evaluate_perceiver", "worst_frames"]
-
-_BASELINE_FRAMES = 256
-"""Frames whose median is the baseline's background."""
+__all__ = ["EvaluateConfig", "Report", "evaluate", "evaluate_perceiver"]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a perceiver on frames that it was not trained on."""
 
-    weights: str
+    weights: str | None = None
     """Name of shipped weights (`objrl weights` lists them), or path of a .safetensors file."""
     truth: Path | None = None
     """Labelled frames, .npz: F1, average precision, recall per class, reconstruction error."""
     data: Path | None = None
     """Frames without labels, .h5: reconstruction error and agreement with the baseline."""
+    all: bool = False
+    """Measure all shipped weights instead of --weights: writes results.md, one table of all games,
+    and a picture a game."""
+    truth_dir: tuple[Path, ...] = ()
+    """With --all: folders of labelled frames, GAME.npz with the game as in ALE's ids, e.g.
+    SpaceInvaders.npz. Those of one game in several folders are joined."""
+    data_dir: Path = Path("runs")
+    """With --all: folder of frames without labels, GAME.h5: the background of the baselines, and
+    what to measure on where nothing is labelled."""
     split: Literal["train", "val", "test"] = "test"
-    """Which episodes of --data."""
+    """Which episodes of frames without labels."""
     limit: int = 512
     """At most so many frames, spread evenly."""
     out: Path | None = None
     """Folder for evaluation.json and worst.png; by default runs/evaluate-WEIGHTS-DATA: the name of
     the weights (of their folder, where the file is called weights.safetensors) and of the frames'
-    file."""
+    file. With --all for results.md and results/GAME.png; by default docs."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     batch: int = 16
@@ -75,33 +80,43 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure as the command line asks: print a table, write a JSON file and a contact sheet.
 
     Returns:
-        What the JSON file holds.
+        What the JSON file holds; with `all`, the scores by name of the weights and by game.
 
     Raises:
-        ValueError: neither or both of truth and data, an empty split, a limit below 1, or a file
-            that is not what it should be.
-        FileNotFoundError: no such file.
+        ValueError: options that do not go together, an empty split, a limit below 1, a file that
+            is not what it should be, or nothing to measure.
+        FileNotFoundError: no such file or folder.
     """
+    for name in ("limit", "batch", "worst"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"evaluate: expected {name} >= 1, got {getattr(config, name)}")
+    if config.all:
+        return _evaluate_all(config)
+    if config.weights is None or config.truth_dir:
+        raise ValueError(
+            "evaluate: expected --weights NAME_OR_FILE with --truth or --data, or --all with "
+            f"--truth-dir, got {'--truth-dir without --all' if config.truth_dir else 'neither'}"
+        )
     if (config.truth is None) == (config.data is None):
         raise ValueError(
             "evaluate: expected either --truth FILE.npz (labelled frames) or --data FILE.h5 "
             f"(frames alone), got {'neither' if config.truth is None else 'both'}"
         )
-    for name in ("limit", "batch", "worst"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"evaluate: expected {name} >= 1, got {getattr(config, name)}")
     source = config.truth or config.data
     assert source is not None
     perceiver = objrl.load(config.weights, device=config.device)
     report: Report | Agreement
     if config.truth is not None:
         labelled = read_truth(config.truth)
-        rows = _spread(len(labelled.frames), config.limit)
+        rows = spread(len(labelled.frames), config.limit)
         frames, truth = labelled.frames[rows], labelled.truth.select(rows)
         report, column = evaluate_perceiver(perceiver, frames, truth, config.batch), "truth"
         lines = _truth_table(report)
     else:
-        rows, frames, background = _unlabelled(source, config.split, config.limit)
+        with FrameStore(source) as store:
+            rows = split_rows(store, config.split, config.limit)
+            frames = store.frames(rows)
+            background = store.frames(split_rows(store, "train", BASELINE_FRAMES))
         baseline = FramePerceiver(Median.fit(background))
         truth, column = look_alike(perceive(baseline, frames, config.batch)), "baseline"
         report = compare_with_baseline(perceiver, frames, truth, config.batch)
@@ -124,25 +139,29 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         f"frame {rows[i]}: {report.centre.errors[i]} wrong by centre, {report.iou.errors[i]} by IoU"
         for i in worst
     ]
-    picture = worst_frames(perceiver, frames[worst], truth.select(worst), titles, column)
-    draw.write_png(out / "worst.png", picture)
+    sheet = picture(perceiver, frames[worst], truth.select(worst), titles, column)
+    draw.write_png(out / "worst.png", sheet)
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(out / "evaluation.json", text.encode())
     print(f"written: {out / 'evaluation.json'}, {out / 'worst.png'}")
     return result
 
 
-def worst_frames(
-    perceiver: Perceiver, frames: Frames, truth: Truth, titles: Sequence[str], column: str
-) -> draw.Image:
-    """Draw a contact sheet of frames, with the boxes that are to be found in a column beside."""
-    part = torch.from_numpy(frames)
-    wanted = [
-        draw.draw_slots(frame, boxes, np.ones(len(boxes)), np.full(len(boxes), -1), scale=2)
-        for frame, boxes in zip(frames, truth.boxes, strict=True)
-    ]
-    return draw.contact_sheet(
-        frames, perceiver.encode(part), take_apart(perceiver, part), titles, {column: wanted}
+def _evaluate_all(config: EvaluateConfig) -> dict[str, Any]:
+    single = [name for name in ("weights", "truth", "data") if getattr(config, name) is not None]
+    if single:
+        raise ValueError(
+            "evaluate: --all measures every shipped detector on the files of --truth-dir and "
+            f"--data-dir, and takes no --{', --'.join(single)}"
+        )
+    return write_results(
+        config.truth_dir,
+        config.data_dir,
+        config.out or Path("docs"),
+        device=config.device,
+        batch=config.batch,
+        limit=config.limit,
+        split=config.split,
     )
 
 
@@ -150,25 +169,6 @@ def _name(weights: str) -> str:
     """Return what tells weights from others: every run calls its file weights.safetensors."""
     path = Path(weights)
     return path.resolve().parent.name if path.name == "weights.safetensors" else path.stem
-
-
-def _spread(count: int, limit: int) -> npt.NDArray[np.int64]:
-    """At most `limit` of 0..count-1, evenly spread."""
-    return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)
-
-
-def _unlabelled(path: Path, split: str, limit: int) -> tuple[npt.NDArray[np.int64], Frames, Frames]:
-    """Numbers and frames to measure on, and frames whose median is the baseline's background."""
-    with FrameStore(path) as store:
-        rows, background = store.split(split), store.split("train")
-        if not len(rows):
-            raise ValueError(
-                f"{path}: expected frames in the split {split!r}, got none of {len(store)}; "
-                "collect more episodes, or choose another split"
-            )
-        rows = rows[_spread(len(rows), limit)]
-        background = background[_spread(len(background), _BASELINE_FRAMES)]
-        return rows, store.frames(rows), store.frames(background)
 
 
 def _truth_table(report: Report) -> list[str]:

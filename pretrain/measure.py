@@ -3,22 +3,27 @@
 - `evaluate_perceiver`: its boxes against true ones (`objrl.metrics` says what counts).
 - `compare_with_baseline`: where there is no truth, how far it agrees with the baseline without
   learning (`objrl.models.median`). Agreement is no accuracy: both may be wrong alike.
+- `ten_lines`: the plainest way to find objects, which every table has beside ours.
+- `picture`: what it sees, to be looked at.
 
 Letters: N frames, H W pixels, C channels, n boxes of one frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from objrl import metrics
+from objrl import draw, metrics
 from objrl.metrics import AveragePrecision, Boxes, Score, Truth
 from objrl.perceiver import Decomposition, Perceiver
+from objrl.pretrain.store import FrameStore
 
 Frames = npt.NDArray[np.uint8]
 """(N, H, W, 3) uint8 RGB."""
@@ -188,6 +193,79 @@ def look_alike(seen: Seen) -> Truth:
     """Take what was seen for the truth, to compare something else with it."""
     nothing = [np.zeros((0, 4))] * len(seen.boxes)
     return Truth(seen.boxes, [("object",) * len(boxes) for boxes in seen.boxes], nothing)
+
+
+def ten_lines(frames: Frames, background: npt.NDArray[np.uint8]) -> list[Boxes]:
+    """Find objects without learning: connected pieces of what differs from the background.
+
+    Written out here and not taken from `objrl.models.median`, which grew out of it: a yardstick
+    must not change when what it measures gets better.
+
+    Args:
+        frames: (N, H, W, 3) uint8 RGB.
+        background: (H, W, 3) uint8, the pixel-wise median of frames.
+
+    Returns:
+        N arrays (n, 4).
+    """
+    found = []
+    for frame in frames:
+        far = (cv2.absdiff(frame, background).max(axis=2) > 24).astype(np.uint8)
+        closed = cv2.morphologyEx(far, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        stats = cv2.connectedComponentsWithStats(closed, connectivity=8)[2][1:]  # 0: the rest
+        x, y, w, h, area = stats.T
+        kept = (area >= 3) & (w <= 60) & (h <= 60)
+        found.append(np.stack([x, y, x + w, y + h], axis=1)[kept].astype(np.float64))
+    return found
+
+
+def spread(count: int, limit: int) -> npt.NDArray[np.int64]:
+    """At most `limit` of 0..count-1, evenly spread."""
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)
+
+
+def split_rows(store: FrameStore, split: str, limit: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most `limit` frames of a split, evenly spread.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    rows = store.split(split)
+    if not len(rows):
+        raise ValueError(
+            f"{store.path}: expected frames in the split {split!r}, got none of {len(store)}; "
+            "collect more episodes, or choose another split"
+        )
+    return rows[spread(len(rows), limit)]
+
+
+def picture(
+    perceiver: Perceiver,
+    frames: Frames,
+    wanted: Truth,
+    titles: Sequence[str],
+    column: str,
+    scale: int = 2,
+) -> draw.Image:
+    """Draw a contact sheet of frames, with the boxes that are to be found in a column beside.
+
+    Args:
+        perceiver: any.
+        frames: (N, H, W, 3) uint8 RGB, one a row.
+        wanted: the boxes that are to be found in them.
+        titles: N, one above each row.
+        column: title of the column with the wanted boxes.
+        scale: how many times the frames are enlarged.
+    """
+    part = torch.from_numpy(frames)
+    boxes = [
+        draw.draw_slots(frame, true, np.ones(len(true)), np.full(len(true), -1), scale)
+        for frame, true in zip(frames, wanted.boxes, strict=True)
+    ]
+    slots, parts = perceiver.encode(part), take_apart(perceiver, part)
+    return draw.contact_sheet(
+        frames, slots, parts, titles, {column: boxes}, tile_width=scale * frames.shape[2]
+    )
 
 
 def _scores(score: Score, rule: str) -> dict[str, float]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import platform
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +27,12 @@ from tqdm import tqdm
 
 from objrl.atomic import write_atomically
 from objrl.draw import write_png
-from objrl.models.median import Image
+from objrl.models.scenery import Image
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.batches import Batches, sample
 from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
-from objrl.pretrain.configure import configure, look
+from objrl.pretrain.configure import configure, fit_canvas, look
+from objrl.pretrain.health import SYMPTOMS, Trouble, has_converged, look_at, mended
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
@@ -41,6 +45,32 @@ if TYPE_CHECKING:
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 SHEET, REPORT, LOGS = "sheet.png", "report.json", "logs"
+
+_LOOKS = 20
+"""How often a run is looked at."""
+_ATTEMPTS = 3
+"""How often a run begins before a collapse is only told."""
+_LAST = 0.7
+"""How far a run that has converged counts as being; the rates fall over what is left."""
+
+
+@dataclass
+class History:
+    """What the looks at a run have found; kept in its checkpoint.
+
+    Attributes:
+        planned: steps of this attempt.
+        agreements: with the baseline, look by look.
+        trouble: which collapse the last look saw.
+        mended: the collapses after which the run began again.
+        converged: the step at which it had.
+    """
+
+    planned: int
+    agreements: list[float] = field(default_factory=list)
+    trouble: Trouble | None = None
+    mended: list[Trouble] = field(default_factory=list)
+    converged: int | None = None
 
 
 class Run:
@@ -68,36 +98,46 @@ class Run:
         """
         self._since = time.monotonic(), time.process_time()
         self._fabric, self._store, self._config, self._out = fabric, store, config, out
-        self._shown = sample(store, "val", 4)
-        found = None
+        self._shown = sample(store, "val", 48)
+        self._found, self._pieces = None, None
         if recipe.self_configure:
-            found = look(sample(store, "train", 1500))
+            self._found = found = look(sample(store, "train", 1500))
             recipe = configure(recipe, found)
             fabric.print(f"found in the frames: {found.describe()}")
+            # The detector's boxes are the canvas's and not the frame's: so are these.
+            self._shown = fit_canvas(self._shown, recipe.model.frame_size)
+            self._pieces = [found.seen.pieces(frame)[0] for frame in self._shown]
         self._recipe = recipe
-        torch.manual_seed(config.seed)
-        self.task = SpaceTask(recipe, found)
-        self._optimizers = self.task.optimizers()
-        self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
         about = {
             "preset": config.preset,
             "recipe": dataclasses.asdict(recipe),
             "minutes": config.minutes,
             "data": store.fingerprint(),
             "seed": config.seed,
-            "found": found.describe() if found else {},
+            "found": self._found.describe() if self._found else {},
             "devices": config.devices,
             "precision": config.precision,
         }
         self._about = json.loads(json.dumps(about))
-        self._warned = ""
         self.step, self.steps = 0, recipe.steps
+        self.history = History(**resumed.about["history"]) if resumed else History(self.steps)
+        for trouble in self.history.mended:
+            self._recipe, _ = mended(self._recipe, trouble)
+        self._begin(resumed)
+        if config.minutes and not resumed:
+            self.steps = self.history.planned = self._steps_in(60 * config.minutes)
+
+    def _begin(self, resumed: Checkpoint | None = None) -> None:
+        """Build the task of this attempt, and take up the checkpoint where there is one."""
+        attempt = len(self.history.mended)
+        torch.manual_seed(_mix(self._config.seed, attempt) if attempt else self._config.seed)
+        self.task = SpaceTask(self._recipe, self._found)
+        self._optimizers = self.task.optimizers()
+        self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
         if resumed:
             self._go_on(resumed)
         # Moves the model, and lets the optimisers follow; the task itself stays as it is.
-        self._objective, *self._steppers = fabric.setup(self.task, *self._optimizers)
-        if config.minutes and not resumed:
-            self.steps = self._steps_in(60 * config.minutes)
+        self._objective, *self._steppers = self._fabric.setup(self.task, *self._optimizers)
 
     def fit(self) -> None:
         """Run to the end, leaving a checkpoint now and then and when asked to stop.
@@ -106,10 +146,16 @@ class Run:
             FloatingPointError: the loss is not finite; nothing of that step is kept.
             KeyboardInterrupt: asked to stop; a checkpoint was written.
         """
+        with asked_to_stop() as stop:
+            while (trouble := self._train(stop)) is not None:
+                self._mend(trouble)
+
+    def _train(self, stop: Callable[[], bool]) -> Trouble | None:
+        """Train to the end, or to a collapse that calls for another attempt."""
         config, saved = self._config, time.monotonic()
         bar = tqdm(initial=self.step, total=self.steps, unit="step", disable=not self._first)
         self.task.train()
-        with asked_to_stop() as stop, self._batches(self.step) as batches, bar:
+        with self._batches(self.step) as batches, bar:
             while self.step < self.steps:
                 terms = self._update(next(batches))
                 last = self.step + 1 == self.steps
@@ -119,11 +165,68 @@ class Run:
                     self._log_picture()
                 self.step += 1
                 bar.update()
+                if self.step % max(1, self.history.planned // _LOOKS) == 0 and not last:
+                    trouble = self._look()
+                    if trouble:
+                        return trouble
+                    bar.total = self.steps
                 if last or stop() or time.monotonic() - saved >= config.checkpoint_every:
                     self._save()
                     saved = time.monotonic()
                 if stop():
                     raise KeyboardInterrupt
+        return None
+
+    def _look(self) -> Trouble | None:
+        """See how the run goes; end it early if it has converged, say so if it has collapsed.
+
+        Returns:
+            What calls for another attempt: a collapse that the look before has seen too, while
+            there is time for one.
+        """
+        history = self.history
+        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        self.task.train()
+        if self._first:
+            values = {f"health_{name}": value for name, value in health.describe().items()}
+            self._fabric.log_dict(values, self.step)
+        before, history.trouble = history.trouble, health.trouble
+        # The first fifth may look like a collapse without being one.
+        if health.trouble and self.step >= 0.2 * history.planned:
+            if before != health.trouble:
+                self._warn(f"step {self.step}: {SYMPTOMS[health.trouble]}")
+            elif (
+                self.steps - self.step >= 0.4 * history.planned
+                and len(history.mended) < _ATTEMPTS - 1
+            ):
+                return health.trouble
+        history.agreements.append(health.agreement)
+        # The rates fall over the run's second half, so what ends early still ends in small steps.
+        if (
+            history.converged is None
+            and self._recipe.unit == "run"
+            and self.step < _LAST * self.steps
+            and has_converged(history.agreements)
+        ):
+            history.converged, self.steps = self.step, math.ceil(self.step / _LAST)
+            self._fabric.print(
+                f"converged at step {self.step}: {self.steps - self.step} more at falling rates"
+            )
+        return None
+
+    def _mend(self, trouble: Trouble) -> None:
+        """Begin again, with what is left of the steps, from a recipe against that trouble."""
+        self._recipe, change = mended(self._recipe, trouble)
+        self._warn(f"step {self.step}: {SYMPTOMS[trouble]}; beginning again: {change}")
+        self.step, self.steps = 0, self.steps - self.step
+        history = self.history
+        self.history = History(self.steps, mended=[*history.mended, trouble])
+        self._begin()
+        self._save()
+
+    def _warn(self, message: str) -> None:
+        if self._first:
+            warnings.warn(message, stacklevel=4)
 
     def export(self) -> Path:
         """Measure on held-out frames, write weights, picture and report; return the weights."""
@@ -144,6 +247,8 @@ class Run:
             **{name: self._about[name] for name in ("preset", "seed", "found")},
             "recipe": {**self._about["recipe"], "steps": self.steps},
             "steps": self.step,
+            "converged": self.history.converged,
+            "mended": self.history.mended,
             "seconds": round(wall, 1),
             "cpu_seconds": round(cpu, 1),
             "machine": f"{platform.machine()}, {self._fabric.world_size} x "
@@ -158,9 +263,11 @@ class Run:
             training=training,
             metrics=metrics,
         )
-        verdict = self.task.verdict(metrics["val_objects"]) or ""
+        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        metrics |= {f"val_{name}": value for name, value in health.describe().items()}
+        verdict = SYMPTOMS[health.trouble] if health.trouble else ""
         if verdict:
-            warnings.warn(f"held-out frames: {verdict}", stacklevel=3)
+            self._warn(f"held-out frames: {verdict}")
         report = {"weights": WEIGHTS, "data": data, **training, "metrics": metrics}
         report["warning"] = verdict
         write_atomically(self._out / REPORT, json.dumps(report, indent=2).encode())
@@ -265,14 +372,9 @@ class Run:
         bar.set_postfix(
             loss=f"{values['loss']:.0f}", objects=f"{values['objects']:.1f}", refresh=False
         )
-        # The first tenth may look like a collapse without being one.
-        verdict = self.task.verdict(values["objects"])
-        if verdict and verdict != self._warned and self.step >= 0.1 * self.steps:
-            warnings.warn(f"step {self.step}: {verdict}", stacklevel=3)
-            self._warned = verdict
 
     def _log_picture(self) -> None:
-        image: Image = picture(FramePerceiver(self.task.model), self._shown)
+        image: Image = picture(FramePerceiver(self.task.model), self._shown[:4])
         self._logger.experiment.add_image("frames", image, self.step, dataformats="HWC")
         self.task.train()
 
@@ -280,7 +382,7 @@ class Run:
         if self._first:
             wall, cpu = self._clocks()
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
-            about = {**self._about, **far}
+            about = {**self._about, **far, "history": dataclasses.asdict(self.history)}
             save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
 
 

@@ -1,4 +1,4 @@
-"""What SPACE brings to the training loop: batches with evidence, a loss, pictures, a verdict.
+"""What SPACE brings to the training loop: batches with evidence, a loss, pictures.
 
 Letters: B batch, N cells, K rendered cells, H W canvas.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
-from objrl.models.median import Image, MedianConfig, blobs, differs
+from objrl.models.scenery import Image
 from objrl.models.space import Space, SpaceConfig, SpaceOutput
 from objrl.models.space_background import Static
 from objrl.models.space_loss import (
@@ -58,8 +58,8 @@ class SpaceTask(nn.Module):
         if recipe.self_configure:
             _begin_at_priors(self.model, recipe)
         if found is not None and isinstance(self.model.background, Static):
-            picture = torch.from_numpy(found.background).permute(2, 0, 1) / 255
-            self.model.background.picture.copy_(picture)
+            faces = torch.from_numpy(found.seen.scenery.faces).permute(0, 3, 1, 2) / 255
+            self.model.background.faces.copy_(faces)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one for the foreground, one for the background (D.2)."""
@@ -77,13 +77,12 @@ class SpaceTask(nn.Module):
             none = torch.zeros(0)
             return Batch(tensor, none, none, none, none)
         sized = fit_canvas(frames, config.frame_size)
-        background, rule = self.found.background, MedianConfig(frame_size=config.frame_size)
         presence = torch.zeros(len(frames), config.cells, 1)
         weight = torch.ones_like(presence)
         z_where = torch.zeros(len(frames), config.cells, 4)
         alpha = torch.zeros(len(frames), 1, height, width, dtype=torch.uint8)
         for b, frame in enumerate(sized):
-            boxes, labels = blobs(differs(frame, background, rule.threshold), rule)
+            boxes, labels = self.found.seen.pieces(frame)
             cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
             presence[b, cell, 0] = 1
             weight[b, cells_within(boxes, config), 0] = self.recipe.split_weight
@@ -122,22 +121,6 @@ class SpaceTask(nn.Module):
             means["objects"] = (out.cells.logit > 0).sum() / len(image)
             means["mse"] = F.mse_loss(out.reconstruction, image)
         return total, means
-
-    def verdict(self, objects: float) -> str | None:
-        """Say which of the two known collapses a mean number of objects a frame looks like."""
-        config = self.recipe.model
-        most = config.cells if config.dense else min(config.rendered, config.cells)
-        if objects < 0.1:
-            return (
-                "no objects: z_pres has collapsed to nothing, the background draws everything; "
-                "a weaker background, no fixed alpha or another seed may help"
-            )
-        if objects > 0.9 * most:
-            return (
-                "everything is an object: nearly all cells are on, the background draws too "
-                "little; a stronger background, a lower presence prior or another seed may help"
-            )
-        return None
 
 
 def blobs_by_cell(

@@ -66,11 +66,11 @@ def test_help_lists_every_verb_and_needs_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for name in ("demo", "collect", "pretrain", "evaluate", "weights"):
+    for name in ("demo", "collect", "pretrain", "evaluate", "truth", "weights"):
         assert any(line.split()[:1] == [name] and len(line.split()) > 3 for line in lines), name
 
 
-@pytest.mark.parametrize("name", ["demo", "collect", "pretrain", "evaluate", "weights"])
+@pytest.mark.parametrize("name", ["demo", "collect", "pretrain", "evaluate", "truth", "weights"])
 def test_every_verb_has_documented_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([name, "--help"])

@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from objrl.pretrain.configure import Findings, configure, look
+from objrl.models.median import Seen
+from objrl.models.pieces import Palette
+from objrl.models.scenery import Scenery
+from objrl.pretrain.configure import LONGEST, Findings, configure, look
 from objrl.pretrain.presets import preset
 from tests.squares import SIDE, make_frames
 
 
-def findings(width: float, height: float, *, largest: float = 20, count: float = 10) -> Findings:
-    ground = np.zeros((210, 160, 3), np.uint8)
-    return Findings(ground, width, height, spread=0.1, largest=largest, count=count)
+def findings(
+    width: float,
+    height: float,
+    *,
+    largest: float = 20,
+    rows: int = 16,
+    faces: int = 1,
+    changing: bool = False,
+) -> Findings:
+    ground = np.zeros((faces, 210, 160, 3), np.uint8)
+    nothing = np.zeros((210, 160), np.int32)
+    scenery = Scenery(ground, ground[0], nothing, changing, max_side=60, threshold=24)
+    palette = Palette(np.zeros(0, np.int32), np.zeros((0, 0), np.bool_))
+    seen = Seen(scenery, palette, min_area=3)
+    return Findings(seen, width, height, spread=0.1, largest=largest, rows=rows)
 
 
 class TestLook:
     def test_finds_what_was_drawn(self) -> None:
         frames = make_frames(200)
         found = look(frames)
-        # Now and then two squares touch and count as one.
-        assert SIDE <= found.width < SIDE + 1
-        assert SIDE <= found.height < SIDE + 1
-        assert SIDE <= found.largest <= 3 * SIDE
-        assert found.count == 3
+        # Squares that touch are told apart by colour; now and then one hides a part of another.
+        assert found.width == pytest.approx(SIDE, rel=0.02)
+        assert found.height == pytest.approx(SIDE, rel=0.02)
+        assert found.largest == SIDE
+        assert found.rows == 16
         ground = make_frames(1)[0]
         ground[:-8] = (20, 20, 60)
-        assert np.array_equal(found.background, ground)
+        assert np.array_equal(found.seen.scenery.faces, ground[None])
+        assert len(found.seen.palette.colours) == 3
+
+    def test_the_fullest_frames_decide_about_the_rows(self) -> None:
+        frames = make_frames(60)
+        rng = np.random.default_rng(1)
+        for frame in frames[::10]:
+            for place in rng.permutation(12 * 15)[:40]:  # flashes, one a tile
+                y, x = divmod(int(place), 15)
+                frame[4 * y : 4 * y + 2, 4 * x : 4 * x + 2] = (255, 0, 255)
+        assert 43 <= look(frames).rows < 100
+
+    def test_large_frames_are_shrunk(self) -> None:
+        large = make_frames(40).repeat(6, 1).repeat(4, 2)
+        found = look(large)
+        height, width = found.seen.scenery.median.shape[:2]
+        assert (height, width) == (LONGEST, round(4 * 64 * LONGEST / (6 * 64)))
+        assert found.width == pytest.approx(4 * SIDE * width / (4 * 64), rel=0.1)
+        assert found.height == pytest.approx(6 * SIDE * height / (6 * 64), rel=0.1)
 
     def test_describes_itself_in_numbers_that_json_holds(self) -> None:
         told = look(make_frames(50)).describe()
-        assert {"width", "height", "largest", "count"} <= told.keys()
-        assert all(type(value) is float for value in told.values())
+        assert {"width", "height", "largest", "rows", "faces", "standing"} <= told.keys()
+        assert json.loads(json.dumps(told)) == told
+        assert told["background"] == "static"
 
     @pytest.mark.parametrize(
         "frames",
@@ -51,11 +86,21 @@ class TestConfigure:
     def test_cells_are_about_as_large_as_objects(self, side: float, cell: int) -> None:
         assert configure(preset("space-fast"), findings(side, side)).model.cell == cell
 
-    @pytest.mark.parametrize("count", [1, 40, 100])
-    def test_rows_suffice_for_the_fullest_frame(self, count: float) -> None:
-        model = configure(preset("space-fast"), findings(8, 8, count=count)).model
-        assert model.rendered >= count
-        assert model.max_slots >= count
+    @pytest.mark.parametrize("rows", [16, 48, 112])
+    def test_rows_suffice_for_the_fullest_frame(self, rows: int) -> None:
+        model = configure(preset("space-fast"), findings(8, 8, rows=rows)).model
+        assert model.rendered >= rows
+        assert model.max_slots >= rows
+
+    def test_the_background_is_of_the_kind_that_was_seen(self) -> None:
+        still = configure(preset("space-fast"), findings(8, 8)).model
+        assert (still.faces, still.flat) == (1, 0)
+        flips = configure(preset("space-fast"), findings(8, 8, faces=3)).model
+        assert (flips.faces, flips.flat) == (3, 0)
+        scrolls = configure(preset("space-fast"), findings(8, 8, changing=True)).model
+        assert scrolls.faces == 1
+        # Longer than a typical object, shorter than what the teacher holds for scenery.
+        assert 20 < scrolls.flat < 60
 
     @pytest.mark.parametrize("largest", [4, 18, 40, 60])
     def test_windows_hold_the_largest(self, largest: float) -> None:

@@ -17,7 +17,13 @@ from objrl.metrics import Truth
 from objrl.models.median import Median
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.evaluate import EvaluateConfig, evaluate, evaluate_perceiver
-from objrl.pretrain.measure import compare_with_baseline, look_alike, perceive, take_apart
+from objrl.pretrain.measure import (
+    compare_with_baseline,
+    look_alike,
+    perceive,
+    take_apart,
+    ten_lines,
+)
 from objrl.pretrain.store import FrameWriter
 from objrl.pretrain.truth import LabelledFrames, read_truth
 from objrl.slots import Slots
@@ -190,6 +196,22 @@ def test_the_baseline_is_measured_alike_in_any_batch(
     assert one == pytest.approx(many)
     assert one["f1_centre"] > 0.8
     assert one["mse"] == pytest.approx(one["squared_error"] / (3 * 210 * 160))
+
+
+def test_ten_lines_find_what_differs_and_is_neither_a_speck_nor_scenery() -> None:
+    background = np.full((210, 160, 3), 100, np.uint8)
+    frame = background.copy()
+    frame[10:12, 20:30] = frame[13:15, 20:30] = 130  # closed to one
+    frame[50, 50:53, 2] = 125  # three pixels, one channel, just far enough
+    frame[60, 60:62] = 200  # too small
+    frame[80:90, 80:83] = 124  # too near
+    frame[100:105, 10:71] = 200  # too wide
+    frame[120:180, 10:70] = 200
+    found = ten_lines(np.stack([background, frame]), background)
+    assert [boxes.tolist() for boxes in found] == [
+        [],
+        [[20, 10, 30, 15], [50, 50, 53, 51], [10, 120, 70, 180]],
+    ]
 
 
 def test_reconstruction_error_is_the_decompositions(

@@ -52,7 +52,7 @@ def make_space(max_slots: int = ROWS) -> FramePerceiver:
         )
     )
     assert isinstance(model.background, Static)
-    model.background.picture.fill_(20 / 255)
+    model.background.faces.fill_(20 / 255)
     bias = model.foreground.heads.bias
     assert bias is not None
     with torch.no_grad():
@@ -63,7 +63,7 @@ def make_space(max_slots: int = ROWS) -> FramePerceiver:
 
 def make_median(max_slots: int = ROWS) -> FramePerceiver:
     model = Median(MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=max_slots))
-    model.background.fill_(20)
+    model.faces.fill_(20)
     return FramePerceiver(model)
 
 

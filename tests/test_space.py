@@ -110,7 +110,7 @@ def test_rendering_all_cells_on_the_whole_canvas_is_the_dense_model(config: Spac
         whole = replace(config, dense=dense, rendered=config.cells, window=max(config.frame_size))
         model = build(whole).train()
         assert isinstance(model.background, Static)
-        model.background.picture.fill_(0.5)
+        model.background.faces.fill_(0.5)
         found.append(everything(model, image))
     (dense_values, dense_gradients), (values, gradients) = found
     assert dense_values[1].max() > 0.3
@@ -161,7 +161,7 @@ def test_one_picture_can_be_learnt_by_heart() -> None:
     image[0, :, 10:18, 10:20] = torch.tensor([0.9, 0.2, 0.2]).view(3, 1, 1)
     image[0, :, 30:38, 40:50] = torch.tensor([0.2, 0.9, 0.2]).view(3, 1, 1)
     assert isinstance(model.background, Static)
-    model.background.picture.fill_(0.1)
+    model.background.faces.fill_(0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(60):
@@ -216,7 +216,7 @@ def test_scenes_are_drawn_from_the_prior(config: SpaceConfig) -> None:
 def test_weights_alone_rebuild_the_model() -> None:
     model = build(TINY).eval()
     assert isinstance(model.background, Static)
-    model.background.picture.copy_(torch.rand(3, 48, 64))
+    model.background.faces.copy_(torch.rand(1, 3, 48, 64))
     kind, make = MODELS["space"]
     torch.manual_seed(1)
     copy = make(kind(**asdict(TINY))).eval()

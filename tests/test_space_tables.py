@@ -96,7 +96,7 @@ def test_as_many_parameters_as_the_authors_code(paper: Space) -> None:
     net = paper.foreground
     assert size(net.image_encoder, net.residual, net.residual_encoder, net.heads) == 1_037_403
     assert size(net.glimpse_encoder, net.what_head) == 724_000
-    assert size(net.glimpse_decoder, net.appearance_head, net.mask_head) == 595_764
+    assert size(net.glimpse_decoder, net.drawing_head) == 595_764
     # Theirs carries 1,024 dead ones beside them, an older boundary kernel.
     assert size(net) == 2_358_191 - 1_024
 

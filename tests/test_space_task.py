@@ -130,8 +130,9 @@ def test_boxes_begin_at_their_prior(task: SpaceTask) -> None:
 
 def test_the_background_is_the_one_that_was_found(task: SpaceTask) -> None:
     assert task.found is not None
-    state = SpaceTask(task.recipe, task.found).model.state_dict()["background.picture"]
-    assert np.array_equal((state.permute(1, 2, 0) * 255).round().numpy(), task.found.background)
+    state = SpaceTask(task.recipe, task.found).model.state_dict()["background.faces"]
+    faces = (state.permute(0, 2, 3, 1) * 255).round().numpy()
+    assert np.array_equal(faces, task.found.seen.scenery.faces)
 
 
 @pytest.mark.parametrize(

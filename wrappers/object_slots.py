@@ -15,11 +15,13 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import torch
 from gymnasium.core import ActType, RenderFrame
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.weights import registry
+from objrl.wrappers.baseline import fit_baseline, how_to_make_some, none_shipped
 from objrl.wrappers.spaces import (
     Array,
     Observation,
@@ -87,8 +89,10 @@ class ObjectSlots(
         Args:
             env: observations (H, W, 3) or (1, H, W, 3) uint8, any H and W.
             weights: a name that `objrl.list_weights()` shows, or a path; by default what is
-                shipped for the game in the environment's id. A ready perceiver is taken as it is,
-                but then `env.spec` cannot be written as JSON.
+                shipped for the game in the environment's id, and where nothing is, with a
+                warning, `objrl.models.median`: a baseline without learning, fitted on a few
+                seconds of random play in a second environment made from `env.spec`. A ready
+                perceiver is taken as it is, but then `env.spec` cannot be written as JSON.
             max_slots: K; by default what the weights were trained with.
             device: "auto" takes CUDA where there is one.
             keys: the fields of the observation, in order; by default all of them, and with
@@ -97,8 +101,9 @@ class ObjectSlots(
             flatten: one vector instead of a dictionary, for policies that take nothing else.
 
         Raises:
-            ValueError: observations that are no RGB frames, no weights for this environment, bad
-                keys, or `max_slots` or `device` beside a ready perceiver.
+            ValueError: observations that are no RGB frames, an environment without an id or of a
+                game without weights that cannot be made again, bad keys, or `max_slots` or
+                `device` beside a ready perceiver.
             TypeError: `weights` that are none.
         """
         RecordConstructorArgs.__init__(
@@ -108,8 +113,7 @@ class ObjectSlots(
         )
         gym.Wrapper.__init__(self, env)
         self._frame_shape = frame_shape(env.observation_space)
-        env_id = env.spec.id if env.spec else None
-        self.perceiver = choose_perceiver(weights, env_id, max_slots, device)
+        self.perceiver = choose_perceiver(weights, env.spec, self._frame_shape, max_slots, device)
         rows, features = self.perceiver.max_slots, self.perceiver.what_size
         self._layout = make_layout(rows, features, keys, flatten)
         self.observation_space = self._layout.space()
@@ -163,16 +167,27 @@ def plain_arguments(
 
 def choose_perceiver(
     weights: str | Path | Perceiver | None,
-    env_id: str | None,
+    spec: EnvSpec | None,
+    shape: tuple[int, ...],
     max_slots: int | None,
     device: str | torch.device,
 ) -> Perceiver:
     """Return the perceiver that a caller of a wrapper asks for.
 
+    Args:
+        weights: see `ObjectSlots`.
+        spec: what one environment is made from, where that is known.
+        shape: (H, W, 3) of its frames.
+        max_slots: see `ObjectSlots`.
+        device: see `ObjectSlots`.
+
     Raises:
         ValueError, TypeError: see `ObjectSlots`.
     """
+    env_id = spec.id if spec else None
     if weights is None:
+        if spec is not None and not _shipped_for(spec.id):
+            return fit_baseline(spec, shape, max_slots, device)
         weights = weights_for(env_id)
     if isinstance(weights, (str, Path)):
         _warn_of_another_game(weights, env_id)
@@ -210,19 +225,20 @@ def weights_for(env_id: str | None) -> str:
     """
     if env_id is None:
         raise ValueError("the environment has no id (env.spec is None); name the weights to use")
-    shipped = registry.list_weights()
-    game = game_of(env_id)
-    fitting = [entry.name for entry in shipped if game in map(game_of, entry.env_ids)]
+    fitting = _shipped_for(env_id)
     if not fitting:
         if env_id not in gym.registry:
             raise unknown_env(env_id)
-        names = ", ".join(entry.name for entry in shipped) or "none"
-        raise ValueError(
-            f"no weights are shipped for {env_id!r} (shipped: {names}); make some with `objrl "
-            f"pretrain --env {env_id} --minutes 5`, and pass the file that it writes as weights"
-        )
-    preferred = f"space-{game}"
+        raise ValueError(f"{none_shipped(env_id)}; {how_to_make_some(env_id)}")
+    preferred = f"space-{game_of(env_id)}"
     return preferred if preferred in fitting else fitting[0]
+
+
+def _shipped_for(env_id: str) -> list[str]:
+    """Return the names of all weights that are shipped for a game."""
+    game = game_of(env_id)
+    shipped = registry.list_weights()
+    return [entry.name for entry in shipped if game in map(game_of, entry.env_ids)]
 
 
 def unknown_env(env_id: str) -> ValueError:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.core import RenderFrame
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
@@ -68,6 +69,9 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
     ) -> None:
         """Wrap a vector environment that shows RGB frames; see `ObjectSlots` for the arguments.
 
+        Where no weights are shipped, the baseline is fitted on one environment alone: resized like
+        these, but without what a vector wrapper in between does to colours.
+
         Raises:
             ValueError: as `ObjectSlots`; or an environment that does not tell its autoreset mode,
                 or that answers for fewer environments than it has (ALE's `batch_size`).
@@ -80,7 +84,8 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         VectorWrapper.__init__(self, env)
         self._frame_shape = frame_shape(env.single_observation_space)
         self._autoreset = _autoreset_mode(env)
-        self.perceiver = choose_perceiver(weights, _env_id(env), max_slots, device)
+        spec = _single_spec(env)
+        self.perceiver = choose_perceiver(weights, spec, self._frame_shape, max_slots, device)
         rows, features = self.perceiver.max_slots, self.perceiver.what_size
         self._layout = make_layout(rows, features, keys, flatten)
         self.single_observation_space = self._layout.space()
@@ -199,11 +204,19 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode
 
 
-def _env_id(env: VectorEnv[Any, Any, Any]) -> str | None:
-    """Return the id that the environments were made from, if they tell."""
-    spec = env.spec
-    if spec is None and isinstance(
-        env.unwrapped, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv)
-    ):
-        spec = env.unwrapped.get_attr("spec")[0]
-    return spec.id if spec else None
+def _single_spec(env: VectorEnv[Any, Any, Any]) -> EnvSpec | None:
+    """Return what `gym.make` can make one of the environments from, if they tell."""
+    several = env.unwrapped
+    if isinstance(several, gym.vector.SyncVectorEnv):
+        return several.envs[0].spec
+    if isinstance(several, gym.vector.AsyncVectorEnv):
+        # One more is made here, as AsyncVectorEnv itself does to learn the spaces: a spec with
+        # functions in it cannot be sent by those that live elsewhere.
+        with several.env_fns[0]() as one:
+            return one.spec
+    if env.spec is None or env.spec.id not in gym.registry:
+        return env.spec
+    # Beside the game's own arguments stand those of all together and of what they do to frames.
+    known = gym.spec(env.spec.id).kwargs
+    kwargs = {name: value for name, value in env.spec.kwargs.items() if name in known}
+    return dataclasses.replace(env.spec, kwargs=kwargs)

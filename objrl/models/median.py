@@ -1,27 +1,28 @@
-"""Objects without learning: what differs from the median frame, in connected pieces.
+"""Objects without learning: a background from the frames, and the pieces that differ from it.
 
-Ten lines that find objects about as well as published detectors: the row in every table that
-learning must beat, and the free evidence that unsupervised training starts from.
+It finds objects about as well as published detectors do: the row in every table that learning must
+beat, what `ObjectSlots` offers for a game that has no weights yet, and the free evidence that
+unsupervised training starts from. `scenery.py` finds the background, `pieces.py` the pieces.
 
-Letters: B batch, H W pixels, K slots, M blobs.
+Letters: B batch, H W pixels, K slots, F faces, C colours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objrl.models.pieces import Boxes, Palette, find_pieces, learn_palette
+from objrl.models.scenery import Image, Labels, Scenery, survey
 from objrl.perceiver import Decomposition
 from objrl.slots import Slots
-
-Image = npt.NDArray[np.uint8]
-Boxes = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class MedianConfig:
     """(H, W) of the background; frames of another size are resized to it."""
     threshold: int = 24
     """Least difference from the background in any channel, of 255."""
-    closing: int = 3
-    """Side of the closing that joins a sprite's loose pixels."""
     min_area: int = 3
     """Fewest pixels of an object."""
     largest: float = 0.29
     """Longest side of an object, as a fraction of the frame's longer side; larger is scenery."""
     max_slots: int = 64
     """Rows of the slots that an agent gets."""
+    faces: int = 1
+    """F, how many backgrounds a pixel may show; `fit` finds it."""
+    colours: int = 0
+    """C, how many colours of moving things are known; `fit` finds it."""
+    changing: bool = False
+    """Whether large areas of one colour are background wherever they are; `fit` finds it."""
 
     @property
     def max_side(self) -> int:
@@ -47,123 +52,30 @@ class MedianConfig:
         return int(self.largest * max(self.frame_size))
 
 
-def differs(frame: Image, background: Image, threshold: int) -> Image:
-    """Return (H, W) uint8, 1 where any channel is further than `threshold` from the background."""
-    far: Image = (cv2.absdiff(frame, background).max(axis=2) > threshold).astype(np.uint8)
-    return far
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a game's frames has shown: the teacher that needs no teacher.
 
-
-def blobs(mask: Image, config: MedianConfig) -> tuple[Boxes, npt.NDArray[np.int32]]:
-    """Return the connected pieces of a (H, W) mask that may be objects.
-
-    Returns:
-        (M, 4) float32 boxes x0 y0 x1 y1 in pixels by falling area, and (H, W) int32 labels: 1 + the
-        index of the box whose piece a pixel belongs to, 0 for none.
+    Attributes:
+        scenery: the background.
+        palette: which colours belong together.
+        min_area: fewest pixels of an object.
     """
-    side = config.closing
-    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-    x, y, w, h, area = stats.T
-    fits = (area >= config.min_area) & (w <= config.max_side) & (h <= config.max_side)
-    fits[0] = False  # the background
-    chosen = np.flatnonzero(fits)
-    chosen = chosen[np.argsort(-area[chosen], kind="stable")]
-    rename = np.zeros(len(stats), np.int32)
-    rename[chosen] = 1 + np.arange(len(chosen), dtype=np.int32)
-    boxes = np.stack([x, y, x + w, y + h], axis=1)[chosen].astype(np.float32)
-    return boxes, rename[labels]
 
+    scenery: Scenery
+    palette: Palette
+    min_area: int
 
-def median_frame(frames: Image) -> Image:
-    """Return the pixel-wise median (H, W, 3) of (N, H, W, 3) frames; some hundred are enough."""
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(
-            f"frames: expected (N, H, W, 3) uint8, N > 0, got {frames.shape} {frames.dtype}"
-        )
-    half = len(frames) // 2
-    return np.stack([np.partition(row, half, axis=0)[half] for row in frames.swapaxes(0, 1)])
+    @classmethod
+    def of(cls, frames: Image, config: MedianConfig) -> Seen:
+        """Look at (N, H, W, 3) uint8 frames of the config's size, spread over episodes."""
+        scenery = survey(frames, max_side=config.max_side, threshold=config.threshold)
+        palette = learn_palette(frames[:: 1 + len(frames) // 200], scenery)
+        return cls(scenery, palette, config.min_area)
 
-
-def backdrop(frames: Image, config: MedianConfig, share: float = 0.05, least: int = 3) -> Image:
-    """Return the median frame without the things on it that come and go: (H, W, 3) uint8.
-
-    A shield, a pill or a key that stands still most of the time is part of the median. It is an
-    object all the same if it can vanish: a piece of the median, as small as objects, of which a
-    little turns into what surrounds it in some frames. Such pieces are painted over. Things that
-    never change, or are only ever hidden by others, cannot be told from scenery, and stay.
-
-    Args:
-        frames: (N, H, W, 3) uint8, spread over episodes.
-        config: what counts as different, and as an object.
-        share: how much of a piece must have vanished.
-        least: in how many frames.
-    """
-    median = median_frame(frames[:: 1 + len(frames) // 500])
-    pieces, count = _flat_pieces(median, config.max_side)
-    if not count:
-        return median
-    bare = _paint_over(median, pieces > 0)
-    where = np.flatnonzero(pieces)
-    owner = pieces.ravel()[where]
-    size = np.maximum(np.bincount(owner, minlength=count + 1), 1)
-    vanished = np.zeros(count + 1, np.int64)
-    flat, known, under = (
-        frames.reshape(len(frames), -1, 3),
-        median.reshape(-1, 3),
-        bare.reshape(-1, 3),
-    )
-    known, under = known[where].astype(np.int16), under[where].astype(np.int16)
-    for frame in flat:
-        shown = frame[where].astype(np.int16)
-        gone = np.abs(shown - known).max(1) > config.threshold
-        gone &= np.abs(shown - under).max(1) <= config.threshold
-        lost = np.bincount(owner, weights=gone, minlength=count + 1) / size > share
-        # When all vanish at once it is the screen that blinks, not the things on it.
-        if lost.sum() < max(0.97 * count, 5):
-            vanished += lost
-    return np.where((vanished >= least)[pieces][..., None], bare, median)
-
-
-def _flat_pieces(image: Image, max_side: int) -> tuple[npt.NDArray[np.int32], int]:
-    """Label (H, W) the pieces that stand out from the larger areas of one colour, 0 elsewhere.
-
-    Returns:
-        The labels, from 1 on without a gap, and how many there are.
-    """
-    code = _colours(image)
-    small = np.zeros(code.shape, np.uint8)
-    for colour in np.unique(code):
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(
-            (code == colour).astype(np.uint8), connectivity=8
-        )
-        tiny = (stats[:, 2] <= max_side) & (stats[:, 3] <= max_side)
-        tiny[0] = False
-        small |= tiny[labels].astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(small, connectivity=8)
-    fits = (stats[:, 2] <= max_side) & (stats[:, 3] <= max_side)
-    fits[0] = False
-    number = np.cumsum(fits, dtype=np.int32) * fits
-    return number[labels], int(number.max())
-
-
-def _colours(image: Image) -> npt.NDArray[np.int32]:
-    """(H, W, 3) -> (H, W) one number a colour; coarser ones where there are very many."""
-    for bits in (8, 4, 2):
-        parts = (image >> (8 - bits)).astype(np.int32)
-        code: npt.NDArray[np.int32] = (parts[..., 0] << 16) | (parts[..., 1] << 8) | parts[..., 2]
-        if len(np.unique(code)) <= 64:
-            break
-    return code
-
-
-def _paint_over(image: Image, hidden: npt.NDArray[np.bool_]) -> Image:
-    """Give hidden pixels the colour of the nearest one that is not."""
-    _, nearest = cv2.distanceTransformWithLabels(
-        hidden.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    colours = np.zeros((nearest.max() + 1, 3), np.uint8)
-    colours[nearest[~hidden]] = image[~hidden]
-    return np.where(hidden[..., None], colours[nearest], image)
+    def pieces(self, frame: Image) -> tuple[Boxes, Labels]:
+        """Return boxes and labels as `find_pieces` does."""
+        return find_pieces(frame, self.scenery, self.palette, min_area=self.min_area)
 
 
 class Median(nn.Module):
@@ -173,41 +85,93 @@ class Median(nn.Module):
     Connected components run on the host, frame by frame: a yardstick, not a fast path.
     """
 
-    background: Tensor
+    faces: Tensor
+    median: Tensor
+    standing: Tensor
+    colours: Tensor
+    joined: Tensor
     what_size = 4
 
     def __init__(self, config: MedianConfig) -> None:
         super().__init__()
         self.config = config
         self.max_slots = config.max_slots
-        self.register_buffer("background", torch.zeros(*config.frame_size, 3, dtype=torch.uint8))
+        size, colours = config.frame_size, config.colours
+        for name, shape, kind in (
+            ("faces", (config.faces, *size, 3), torch.uint8),
+            ("median", (*size, 3), torch.uint8),
+            ("standing", size, torch.int32),
+            ("colours", (colours,), torch.int32),
+            ("joined", (colours, colours), torch.bool),
+        ):
+            self.register_buffer(name, torch.zeros(shape, dtype=kind))
 
     @classmethod
     def fit(cls, frames: Image, config: MedianConfig | None = None) -> Median:
-        """Take the background from (N, H, W, 3) uint8 frames."""
-        model = cls(config or MedianConfig(frame_size=(frames.shape[1], frames.shape[2])))
-        height, width = model.config.frame_size
-        sized = np.stack([_resize(frame, height, width) for frame in frames])
-        model.background.copy_(torch.from_numpy(backdrop(sized, model.config)))
+        """Look at (N, H, W, 3) uint8 frames, spread over episodes; some hundreds are enough.
+
+        Without a config, the background is as large as the frames, and there are as many slots as
+        the fullest frames need.
+        """
+        if config is not None:
+            sized = np.stack([_resize(frame, *config.frame_size) for frame in frames])
+            return cls.knowing(Seen.of(sized, config), config)
+        config = MedianConfig(frame_size=(frames.shape[1], frames.shape[2]))
+        seen = Seen.of(frames, config)
+        counts = [len(seen.pieces(frame)[0]) for frame in frames[:: 1 + len(frames) // 200]]
+        return cls.knowing(seen, replace(config, max_slots=enough_slots(counts)))
+
+    @classmethod
+    def knowing(cls, seen: Seen, config: MedianConfig) -> Median:
+        """Make a detector of what was seen in frames of the config's size."""
+        scenery, palette = seen.scenery, seen.palette
+        found = replace(
+            config,
+            faces=len(scenery.faces),
+            colours=len(palette.colours),
+            changing=scenery.changing,
+        )
+        model = cls(found)
+        for name, value in (
+            *(("faces", scenery.faces), ("median", scenery.median)),
+            *(("standing", scenery.standing), ("colours", palette.colours)),
+            ("joined", palette.joined),
+        ):
+            getattr(model, name).copy_(torch.from_numpy(value))
         return model
 
-    def _pieces(self, frame: Image) -> tuple[Image, Boxes, npt.NDArray[np.int32]]:
-        frame = _resize(frame, *self.config.frame_size)
-        background = self.background.cpu().numpy()
-        mask = differs(frame, background, self.config.threshold)
-        boxes, labels = blobs(mask, self.config)
-        return frame, boxes[: self.max_slots], np.where(labels > self.max_slots, 0, labels)
+    @property
+    def seen(self) -> Seen:
+        """What it knows, on the host."""
+        faces, median, standing, colours, joined = (
+            getattr(self, name).cpu().numpy()
+            for name in ("faces", "median", "standing", "colours", "joined")
+        )
+        config = self.config
+        scenery = Scenery(
+            faces, median, standing, config.changing, config.max_side, config.threshold
+        )
+        return Seen(scenery, Palette(colours, joined), config.min_area)
+
+    def _pieces(self, frames: Tensor) -> list[tuple[Image, Boxes, Labels]]:
+        """Return each frame at the background's size, its boxes and labels."""
+        seen, found = self.seen, []
+        for frame in frames.cpu().numpy():
+            sized = _resize(frame, *self.config.frame_size)
+            boxes, labels = seen.pieces(sized)
+            rows = np.where(labels > self.max_slots, 0, labels)
+            found.append((sized, boxes[: self.max_slots], rows))
+        return found
 
     def detect(self, frames: Tensor) -> Slots:
         """Return slots by falling area; presence is 1, depth 0."""
         height, width = self.config.frame_size
         slots = Slots.empty(len(frames), self.max_slots, self.what_size)
-        for b, frame in enumerate(frames.cpu().numpy()):
-            frame, boxes, labels = self._pieces(frame)
+        for b, (frame, boxes, labels) in enumerate(self._pieces(frames)):
             count = len(boxes)
             if not count:
                 continue
-            area = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+            area = np.maximum(np.bincount(labels.ravel(), minlength=count + 1)[1:], 1)
             colour = [
                 np.bincount(labels.ravel(), frame[..., c].ravel(), count + 1) for c in range(3)
             ]
@@ -217,25 +181,31 @@ class Median(nn.Module):
             slots.scale[b, :count] = box[:, 2:] - box[:, :2]
             slots.what[b, :count] = torch.from_numpy(what.astype(np.float32))
             slots.presence[b, :count] = 1
-        return slots.to(self.background.device)
+        return slots.to(self.faces.device)
 
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, H, W) masks of 0 and 1, the background last."""
-        labels = np.stack([self._pieces(frame)[2] for frame in frames.cpu().numpy()])
+        labels = np.stack([labels for _, _, labels in self._pieces(frames)])
         masks = F.one_hot(torch.from_numpy(labels).long(), self.max_slots + 1).permute(0, 3, 1, 2)
         masks = F.interpolate(masks.float(), tuple(frames.shape[1:3]), mode="nearest")
-        return masks.roll(-1, dims=1).to(self.background.device)
+        return masks.roll(-1, dims=1).to(self.faces.device)
 
     def decompose(self, frames: Tensor) -> Decomposition:
         """Take frames apart; the reconstruction is the frame where an object is."""
-        shown = np.stack([_resize(f, *self.config.frame_size) for f in frames.cpu().numpy()])
-        image = torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255
-        small = torch.from_numpy(shown)
-        alpha = 1 - self.segment(small)[:, -1:].cpu()
-        background = (self.background.cpu().permute(2, 0, 1).float() / 255).expand_as(image)
+        found = self._pieces(frames)
+        shown = torch.from_numpy(np.stack([frame for frame, _, _ in found]))
+        image = shown.permute(0, 3, 1, 2).float() / 255
+        alpha = torch.from_numpy(np.stack([labels > 0 for _, _, labels in found]))[:, None].float()
+        usual = self.faces[0].cpu().permute(2, 0, 1).float() / 255
+        background = usual.expand_as(image)
         return Decomposition(
             image, alpha * image + (1 - alpha) * background, alpha * image, background, alpha
         )
+
+
+def enough_slots(counts: Sequence[int]) -> int:
+    """Return rows that suffice for the fullest frames, by how many objects some frames have."""
+    return min(192, max(16, 16 * math.ceil(1.25 * float(np.quantile(counts, 0.99)) / 16)))
 
 
 def _resize(frame: Image, height: int, width: int) -> Image:

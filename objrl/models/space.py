@@ -81,7 +81,7 @@ class Space(nn.Module):
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
         self.background: Static | Components = (
-            Static(config.frame_size)
+            Static(config.frame_size, config.faces, config.flat)
             if config.background == "static"
             else Components(config.components, config.frame_size)
         )
@@ -93,7 +93,7 @@ class Space(nn.Module):
     def _shown(self, image: Tensor) -> Tensor:
         """Add to an image, where the background is known, how far it is from that: (B, 6, H, W)."""
         if isinstance(self.background, Static):
-            return torch.cat([image, (image - self.background.picture).abs()], dim=1)
+            return torch.cat([image, self.background.distance(image)], dim=1)
         return image
 
     def forward(self, image: Tensor, temperature: float = 0.5) -> SpaceOutput:
@@ -193,7 +193,10 @@ class Space(nn.Module):
         z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
         # Where the background is known, what differs from it shows an object's outline for free.
         known = shown.shape[1] > 3
-        outline = glimpses[:, :, 3:].amax(2) if known else self.masks(z_what)
+        if known:
+            outline = (glimpses[:, :, 3:].amax(2) / (2 * self.config.contrast)).clamp(max=1)
+        else:
+            outline = self.masks(z_what)
         rows = self.max_slots
         return Percept(
             presence=_pad_rows(take(presence, index), rows),
@@ -204,16 +207,17 @@ class Space(nn.Module):
         )
 
     def masks(self, z_what: Tensor) -> Tensor:
-        """(B, K, D) -> (B, K, g, g) alpha_att, without the appearance beside it."""
-        net = self.foreground
-        mask: Tensor = net.mask_head(net.glimpse_decoder(z_what.flatten(0, 1)[:, :, None, None]))
-        return mask.view(*z_what.shape[:2], *mask.shape[2:])
+        """(B, K, D) -> (B, K, g, g) alpha_att."""
+        return self.foreground.decode(z_what)[1][:, :, 0]
 
     def detect(self, frames: Tensor) -> Slots:
         """Return slots without identity, by falling presence, in tight boxes."""
         seen = self.perceive(frames)
         here = seen.presence > self.config.threshold
-        box = clip_boxes(tight_boxes(seen.outline, seen.z_where), self.config.frame_size)
+        config = self.config
+        box = tight_boxes(seen.outline, seen.z_where, config.reach)
+        box = clip_boxes(box, config.frame_size)
+        here &= ~repeated(box, seen.presence * here, config.distinct)
         return Slots(
             position=box[..., 2:] * here,
             scale=box[..., :2] * here,
@@ -292,14 +296,33 @@ def clip_boxes(box: Tensor, canvas: tuple[int, int]) -> Tensor:
     return torch.cat([(high - low) / 2, (low + high) / 2], dim=-1)
 
 
-def tight_boxes(mask: Tensor, z_where: Tensor) -> Tensor:
+def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
+    """(B, K, 4) boxes, (B, K, 1) presence by falling value -> (B, K, 1) bool: seen before.
+
+    An object between two cells may be found by both. A box counts as a repetition if it overlaps
+    one further up by an IoU above `distinct`, be that one a repetition or not: all at once, so
+    that there is no loop over boxes.
+    """
+    scale, centre = box[..., :2], box[..., 2:]
+    low, high = centre - scale, centre + scale
+    shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
+        low[:, :, None], low[:, None]
+    )
+    both = shared.clamp(min=0).prod(-1)
+    area = (high - low).prod(-1)
+    iou = both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
+    same = (iou > distinct) & (presence > 0).mT
+    return same.tril(diagonal=-1).any(2, keepdim=True)
+
+
+def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:
     """(B, K, g, g) outlines in (B, K, 4) boxes -> (B, K, 4) boxes around what they show.
 
     An edge lies where the outline's profile crosses half of its maximum, at a fraction of a pixel
     by linear interpolation. z_where itself obeys its prior and is up to 1.7 times too wide.
     """
     edges = [_extent(mask.amax(dim)) for dim in (-2, -1)]  # over rows: x; over columns: y
-    low, high = (torch.stack([edge[i] for edge in edges], dim=-1) for i in (0, 1))
+    low, high = (torch.stack([edge[i] for edge in edges], -1).clamp(-reach, reach) for i in (0, 1))
     scale, centre = z_where[..., :2], z_where[..., 2:]
     return torch.cat([scale * (high - low) / 2, centre + scale * (low + high) / 2], dim=-1)
 

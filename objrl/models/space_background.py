@@ -198,17 +198,28 @@ class Components(nn.Module):
 class Static(nn.Module):
     """One component: a picture known beforehand plus a residual of a few latents on a coarse map.
 
+    Where large areas come and go, a pixel has several faces, and the picture has the one nearest to
+    what is seen. Where they change or scroll, what is large and of one colour is background.
+
     Attributes:
-        picture: (3, H, W) in [0, 1], set from the frames before training; saved with the weights.
+        faces: (F, 3, H, W) in [0, 1], set from the frames before training; saved with the weights.
     """
 
-    picture: Tensor
+    faces: Tensor
 
-    def __init__(self, size: tuple[int, int], z_component: int = 8, coarse: int = 16) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        faces: int = 1,
+        flat: int = 0,
+        z_component: int = 8,
+        coarse: int = 16,
+    ) -> None:
         super().__init__()
+        self.flat = flat
         self.size, self.coarse = size, (-(-size[0] // coarse), -(-size[1] // coarse))
         self.z_component = z_component
-        self.register_buffer("picture", torch.zeros(3, *size))
+        self.register_buffer("faces", torch.zeros(faces, 3, *size))
         inputs = 3 * self.coarse[0] * self.coarse[1]
         self.encoder = nn.Sequential(
             nn.Linear(inputs, 64), nn.CELU(), nn.Linear(64, 2 * z_component)
@@ -219,21 +230,63 @@ class Static(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
+    def picture(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> what is known of its background, (B, 3, H, W) or (1, 3, H, W)."""
+        best = self.faces[:1]
+        if len(self.faces) > 1:
+            best = self._nearest(image)
+        if self.flat:
+            best = torch.where(long_runs(image, self.flat), image, best)
+        return best
+
+    def _nearest(self, image: Tensor) -> Tensor:
+        best = self.faces[:1]
+        far = (image - best).abs().amax(1, keepdim=True)
+        for face in self.faces[1:, None]:
+            other = (image - face).abs().amax(1, keepdim=True)
+            best, far = torch.where(other < far, face, best), torch.minimum(other, far)
+        return best
+
+    def distance(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> how far each channel is from the picture, (B, 3, H, W)."""
+        return (image - self.picture(image)).abs()
+
     def forward(self, image: Tensor) -> BackgroundOutput:
         """Explain (B, 3, H, W) images."""
-        small = F.adaptive_avg_pool2d(image - self.picture, self.coarse)
+        picture = self.picture(image)
+        small = F.adaptive_avg_pool2d(image - picture, self.coarse)
         q = Gaussian.from_raw(self.encoder(small.flatten(1)))
         kl = gaussian_kl(q, 0.0, 1.0).sum(1)
         z = q.sample() if self.training else q.mode()
-        return self._draw(z, kl)
+        return self._draw(picture, z, kl)
 
     def generate(self, batch: int) -> BackgroundOutput:
-        """Draw backgrounds from the prior."""
-        z = torch.randn(batch, self.z_component, device=self.picture.device)
-        return self._draw(z, z.new_zeros(batch))
+        """Draw backgrounds from the prior, all with the usual face."""
+        z = torch.randn(batch, self.z_component, device=self.faces.device)
+        return self._draw(self.faces[:1], z, z.new_zeros(batch))
 
-    def _draw(self, z: Tensor, kl: Tensor) -> BackgroundOutput:
+    def _draw(self, picture: Tensor, z: Tensor, kl: Tensor) -> BackgroundOutput:
         coarse = self.decoder(z).view(-1, 3, *self.coarse)
         residual = F.interpolate(coarse, self.size, mode="bilinear", align_corners=False)
-        mean = (self.picture + residual)[:, None]
+        mean = (picture + residual)[:, None]
         return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
+
+
+def long_runs(image: Tensor, least: int) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W) bool: in a row or column of `least` equal pixels or more."""
+    found = [
+        _run_length((image.diff(dim=dim) == 0).all(1, keepdim=True), dim) >= least
+        for dim in (-2, -1)
+    ]
+    return found[0] | found[1]
+
+
+def _run_length(same: Tensor, dim: int) -> Tensor:
+    """(…, n - 1) bool whether a pixel equals the one before -> (…, n) how long its run is."""
+    same = same.transpose(dim, -1)
+    begins = F.pad(~same, (1, 0), value=True)
+    ends = F.pad(~same, (0, 1), value=True)
+    at = torch.arange(begins.shape[-1], device=same.device)
+    first = torch.where(begins, at, 0).cummax(-1).values
+    last = torch.where(ends, at, len(at)).flip(-1).cummin(-1).values.flip(-1)
+    return (last - first + 1).transpose(dim, -1)

@@ -38,6 +38,18 @@ class SpaceConfig:
     """Side in pixels of the square that a glimpse may draw on when not dense."""
     background: Literal["components", "static"] = "components"
     """K components as in the paper, or a known picture with a weak residual."""
+    faces: int = 1
+    """F of the known picture: how many backgrounds a pixel may show."""
+    flat: int = 0
+    """Pixels in a row or column of one colour that are background wherever they are, where large
+    areas change or scroll; 0 where they do not."""
+    contrast: float = 24 / 255
+    """How far from the known picture a pixel is seen to be an object's, for tight boxes."""
+    reach: float = 1.0
+    """How much of z_where's box a tight box may fill from the middle: what is further out belongs to
+    a neighbour, where boxes were trained to have a margin."""
+    distinct: float = 0.6
+    """IoU with a likelier object's box from which on a box is the same object once more."""
     components: int = 3
     """K of the background's mixture."""
     max_slots: int = 64
@@ -140,8 +152,8 @@ class Foreground(nn.Module):
         self.what_head = nn.Linear(layers.glimpse_encoder[-1].channels, 2 * config.z_what)
         self.glimpse_decoder = conv_stack(config.z_what, layers.glimpse_decoder)
         last = layers.glimpse_decoder[-1].channels
-        self.appearance_head = _head(last, 3, layers.head_up)
-        self.mask_head = _head(last, 1, layers.head_up)
+        # The table's two heads, appearance and mask, as one convolution.
+        self.drawing_head = _head(last, 3 + 1, layers.head_up)
         self.register_buffer("cell_index", _cell_index(config.grid), persistent=False)
 
     cell_index: Tensor
@@ -179,8 +191,8 @@ class Foreground(nn.Module):
     def decode(self, z_what: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> o_att (B, K, 3, g, g), alpha_att (B, K, 1, g, g); both in [0, 1]."""
         drawn = self.glimpse_decoder(z_what.flatten(0, 1)[:, :, None, None])
-        appearance, mask = self.appearance_head(drawn), self.mask_head(drawn)
-        return appearance.unflatten(0, z_what.shape[:2]), mask.unflatten(0, z_what.shape[:2])
+        drawn = self.drawing_head(drawn).unflatten(0, z_what.shape[:2])
+        return drawn[:, :, :3], drawn[:, :, 3:]
 
 
 def _head(inputs: int, outputs: int, up: int) -> nn.Sequential:

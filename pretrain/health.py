@@ -1,0 +1,161 @@
+"""Whether a run goes well, told on held-out frames without labels, and what mends it.
+
+The yardstick is the no-learning baseline: it is no truth, but a detector that has collapsed agrees
+with it in nothing. SPACE is known to collapse in four ways (the authors' README, MOC's issues):
+nothing is an object, everything is, one box swallows many, one object is split among many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from objrl.metrics import Truth, score
+from objrl.models.scenery import Image
+from objrl.perceiver import Perceiver
+from objrl.pretrain.presets import SpaceRecipe
+from objrl.schedule import Linear
+
+Trouble = Literal["nothing", "everything", "swallowed", "split"]
+
+SYMPTOMS: dict[Trouble, str] = {
+    "nothing": "no objects: z_pres has collapsed to nothing, the background draws everything",
+    "everything": "everything is an object: far more of them than things that move",
+    "swallowed": "one box swallows many: most boxes hold several things",
+    "split": "one object is split among many: most things are in several boxes",
+}
+
+# A run has converged when this many looks on end bring no better agreement than this.
+_LOOKS, _GAIN = 3, 0.003
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a look at N frames shows.
+
+    Attributes:
+        found: objects a frame.
+        rows: of the slots, the most that could be found.
+        expected: the baseline's pieces a frame; None where it does not apply.
+        agreement: F1 by centre of the detector's boxes with those pieces.
+        swallowed: share of the boxes that hold the centres of two pieces or more.
+        split: share of the pieces that hold the centres of two boxes or more.
+    """
+
+    found: float
+    rows: int
+    expected: float | None = None
+    agreement: float = 0.0
+    swallowed: float = 0.0
+    split: float = 0.0
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Which collapse this looks like."""
+        if self.expected is None:
+            if self.found < 0.1:
+                return "nothing"
+            return "everything" if self.found > 0.9 * self.rows else None
+        if self.found < 0.1 * self.expected:
+            return "nothing"
+        if self.swallowed > 0.5 and self.found < self.expected:
+            return "swallowed"
+        if self.split > 0.5:
+            return "split"
+        return "everything" if self.found > 3 * max(self.expected, 1) else None
+
+    def describe(self) -> dict[str, float]:
+        """Return what is logged: all there is, or without a baseline the count alone."""
+        if self.expected is None:
+            return {"found": round(self.found, 2)}
+        names = ("found", "expected", "agreement", "swallowed", "split")
+        return {name: round(float(getattr(self, name)), 4) for name in names}
+
+
+def look_at(
+    perceiver: Perceiver, frames: Image, pieces: Sequence[npt.NDArray[np.float32]] | None
+) -> Health:
+    """Compare what is perceived in (N, H, W, 3) uint8 frames with the baseline's (M, 4) boxes."""
+    height, width = frames.shape[1:3]
+    boxes: list[npt.NDArray[np.float64]] = []
+    for begin in range(0, len(frames), 16):
+        slots = perceiver.encode(torch.from_numpy(frames[begin : begin + 16])).to("cpu")
+        here = slots.presence[..., 0] > 0
+        found = slots.boxes(height, width).double()
+        boxes += [found[b][here[b]].numpy() for b in range(len(found))]
+    count = sum(map(len, boxes)) / len(frames)
+    if pieces is None:
+        return Health(found=count, rows=slots.presence.shape[1])
+    things = [p.astype(np.float64) for p in pieces]
+    none = [np.zeros((0, 4))] * len(frames)
+    truth = Truth(things, [("thing",) * len(p) for p in things], none)
+    pairs = list(zip(boxes, things, strict=True))
+    return Health(
+        found=count,
+        rows=slots.presence.shape[1],
+        expected=sum(map(len, things)) / len(frames),
+        agreement=score(truth, boxes, "centre").f1,
+        swallowed=_share([_held(box, thing) for box, thing in pairs]),
+        split=_share([_held(thing, box) for box, thing in pairs]),
+    )
+
+
+def _share(counts: list[npt.NDArray[np.int64]]) -> float:
+    """Return how many hold more than one."""
+    every = np.concatenate(counts)
+    return float((every > 1).mean()) if len(every) else 0.0
+
+
+def has_converged(agreements: Sequence[float]) -> bool:
+    """Say whether the last looks have brought nothing over the best one before them."""
+    if len(agreements) <= _LOOKS:
+        return False
+    return max(agreements[-_LOOKS:]) < max(agreements[:-_LOOKS]) + _GAIN
+
+
+def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]:
+    """Return a recipe against a collapse, and in words what is different."""
+    if trouble == "nothing":
+        changed = replace(
+            recipe, presence=Linear(max(recipe.presence.start, 0.1)), fixed_alpha=None
+        )
+        return changed, "presence prior held at its start, alpha not fixed"
+    if trouble == "everything":
+        presence = Linear(
+            0.1 * recipe.presence.start,
+            recipe.presence.end and 0.1 * recipe.presence.end,
+            recipe.presence.begin,
+            recipe.presence.finish,
+        )
+        return replace(recipe, presence=presence), "presence prior a tenth of what it was"
+    cell = recipe.model.cell
+    if trouble == "split" and cell < 32:
+        changed = replace(
+            recipe,
+            model=replace(recipe.model, cell=2 * cell),
+            split_weight=2 * recipe.split_weight,
+        )
+        return changed, f"cells of {2 * cell} pixels, splitting weighs twice as much"
+    if trouble == "swallowed" and cell > 8:
+        changed = replace(recipe, model=replace(recipe.model, cell=cell // 2))
+        return changed, f"cells of {cell // 2} pixels"
+    step = 0.5 if trouble == "split" else -0.5
+    means = tuple(
+        replace(m, start=m.start + step, end=None if m.end is None else m.end + step)
+        for m in recipe.scale_mean
+    )
+    assert len(means) == 2
+    return replace(recipe, scale_mean=means), f"size prior {step:+} in logits"
+
+
+def _held(boxes: npt.NDArray[np.float64], things: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Count for each box (n, 4) the centres of things (m, 4) that lie in it."""
+    centre = (things[:, :2] + things[:, 2:]) / 2
+    inside = (centre[None] >= boxes[:, None, :2]) & (centre[None] <= boxes[:, None, 2:])
+    count: npt.NDArray[np.int64] = inside.all(-1).sum(1)
+    return count

@@ -1,0 +1,248 @@
+"""Labels from a game's RAM: which boxes count, what is written, and what a user is told."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from objrl import cli
+from objrl.pretrain.ram_truth import INSTALL, Thing, TruthConfig, make_truth, sort_out
+from objrl.pretrain.truth import read_truth
+from tests.helpers import MOVING_SQUARES, STILL_PONG
+from tests.test_policies import save_agent
+
+FUNCTIONS = "ocatari.ram.extract_ram_info"
+SHORT_PONG = "objrl-test/ShortPong-v0"
+"""Pong that is cut after 30 steps."""
+gym.register(
+    SHORT_PONG,
+    entry_point="ale_py.env:AtariEnv",
+    max_episode_steps=30,
+    kwargs={**gym.spec(STILL_PONG).kwargs},
+)
+
+
+@dataclass
+class Known:
+    """An object as OCAtari has it."""
+
+    category: str
+    xywh: tuple[Any, ...] = (10, 10, 4, 4)
+    visible: bool = True
+
+
+class Extractor:
+    """Stands in for OCAtari's functions: it knows Pong, and there always sees the same things.
+
+    They are the upper wall, something where Pong shows nothing, and, of the HUD, a score.
+    """
+
+    SCENE = (
+        *(Known("Wall", (-4, 24, 200, np.uint8(10))), Known("Ghost", (2, 100, 8, 8)), None),
+        *(Known("NoObject"), Known("Far", (400, 9, 9, 9)), Known("Hidden", visible=False)),
+        Known("Flat", (10, 10, 4, 0)),
+    )
+    HUD = (Known("Score", (36, 1, 12, 20)),)
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.read = 0
+        self.failure: BaseException | None = None
+
+    def init_objects(self, game: str, hud: bool) -> list[Known | None]:
+        if game != "Pong":
+            raise KeyError(f"Game module does not exist: {game}")
+        self.begun += 1
+        return []
+
+    def detect_objects_ram(
+        self, objects: list[Known | None], ram: npt.NDArray[Any], game: str, hud: bool
+    ) -> None:
+        assert ram.shape == (128,)
+        assert ram.dtype == np.int64  # as uint8 its sums wrap around on numpy 2
+        assert game == "Pong"
+        self.read += 1
+        if self.failure is not None and self.read > 20:
+            raise self.failure
+        objects[:] = [*self.SCENE, *(self.HUD if hud else ())]
+
+
+@pytest.fixture
+def extractor(monkeypatch: pytest.MonkeyPatch) -> Extractor:
+    fake = Extractor()
+    functions = SimpleNamespace(
+        init_objects=fake.init_objects, detect_objects_ram=fake.detect_objects_ram
+    )
+    monkeypatch.setitem(sys.modules, FUNCTIONS, functions)
+    return fake
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TruthConfig:
+    return TruthConfig(STILL_PONG, tmp_path / "new" / "pong.npz", frames=4, every=5)
+
+
+def canvas(*spots: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+    """A brown frame of 20 x 30 with spots x, y, width, height of a colour hardly different."""
+    frame = np.full((20, 30, 3), (144, 72, 17), np.uint8)
+    for x, y, width, height in spots:
+        frame[y : y + height, x : x + width] = 144, 72, 18
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("spot", "box", "drawn"),
+    [
+        ((8, 8, 4, 4), (8, 8, 4, 4), True),
+        ((8, 8, 4, 4), (16, 8, 4, 4), False),
+        ((8, 8, 1, 1), (8, 8, 4, 3), True),  # one pixel of 12 is more than 0.08
+        ((8, 8, 1, 1), (8, 8, 13, 1), False),  # and one of 13 is less
+        ((0, 0, 12, 20), (4, 8, 4, 4), False),  # nothing but another background
+        ((0, 0, 30, 1), (4, 1, 4, 4), False),  # an edge beside it is no object
+        ((0, 0, 30, 1), (0, 0, 30, 20), True),  # nothing around it to compare with
+    ],
+)
+def test_what_is_drawn_differs_from_what_surrounds_it(
+    spot: tuple[int, int, int, int], box: tuple[int, int, int, int], drawn: bool
+) -> None:
+    thing = Thing("Ball", *box)
+    expected = ([thing], []) if drawn else ([], [thing])
+    assert sort_out(canvas(spot), [thing], [thing]) == expected
+
+
+def test_boxes_end_where_the_frame_does() -> None:
+    frame = canvas((0, 18, 3, 2))
+    corner, off = Thing("Ball", -2, 18, 5, 9), Thing("Ball", 30, 4, 5, 5)
+    hidden, score = Thing("Ball", 26, -3, 9, 6), Thing("Score", -1, 0, 9, 4)
+    assert sort_out(frame, [corner, off, hidden], [corner, off, hidden, score]) == (
+        [Thing("Ball", 0, 18, 3, 2)],
+        [Thing("Score", 0, 0, 8, 4), Thing("Ball", 26, 0, 4, 3)],
+    )
+
+
+def test_the_file_can_be_read_and_holds_what_is_seen(
+    extractor: Extractor, config: TruthConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--env", config.env, "--out", str(config.out), "--frames", "4", "--every", "5"]
+    assert cli.main(["truth", *arguments]) == 0
+    assert "4 boxes (Wall 4), 8 to ignore" in capsys.readouterr().out
+    labelled = read_truth(config.out)
+    assert (labelled.game, labelled.frames.shape) == ("Pong", (4, 210, 160, 3))
+    assert labelled.truth.labels == [("Wall",)] * 4
+    assert [boxes.tolist() for boxes in labelled.truth.boxes] == [[[0, 24, 160, 34]]] * 4
+    aside = [[36, 1, 48, 21], [2, 100, 10, 108]]
+    assert [boxes.tolist() for boxes in labelled.truth.ignored] == [aside] * 4
+    assert extractor.read == 2 * 60  # in every step, with and without HUD, until the last frame
+
+
+def test_frames_follow_from_the_seed(extractor: Extractor, config: TruthConfig) -> None:
+    def frames(**changes: Any) -> npt.NDArray[np.uint8]:
+        return read_truth(make_truth(replace(config, **changes))).frames
+
+    first = frames()
+    assert np.array_equal(frames(), first)
+    assert not np.array_equal(frames(seed=1), first)
+    # The steps 45, 50, 55 and 60 were kept: the fourth is the first of every=60.
+    assert np.array_equal(frames(every=60, frames=1)[0], first[3])
+
+
+def test_every_episode_is_read_afresh(extractor: Extractor, config: TruthConfig) -> None:
+    make_truth(replace(config, env=SHORT_PONG, every=10, frames=5))
+    assert extractor.begun == 2 * 3  # up to step 90, which is kept although it ends an episode
+
+
+def test_an_agent_can_play(extractor: Extractor, config: TruthConfig) -> None:
+    agent = config.out.with_suffix(".zip")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        make_truth(replace(config, policy=str(agent)))
+    agent.parent.mkdir()
+    save_agent(agent, "ppo")
+    random = read_truth(make_truth(config)).frames
+    mine = read_truth(make_truth(replace(config, policy=str(agent), epsilon=0.0))).frames
+    assert mine.shape == random.shape
+    assert not np.array_equal(mine, random)
+
+
+@pytest.mark.parametrize("when", ["playing", "writing"])
+def test_an_interrupt_leaves_what_was_there(
+    when: str, extractor: Extractor, config: TruthConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(file: Any, **arrays: Any) -> None:
+        file.write(b"PK half a file")
+        raise KeyboardInterrupt
+
+    config.out.parent.mkdir()
+    config.out.write_text("old")
+    if when == "playing":
+        extractor.failure = KeyboardInterrupt()
+    else:
+        monkeypatch.setattr(np, "savez_compressed", half)
+    with pytest.raises(KeyboardInterrupt):
+        make_truth(config)
+    assert list(config.out.parent.iterdir()) == [config.out]
+    assert config.out.read_text() == "old"
+
+
+def test_what_to_install_is_told(
+    config: TruthConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, FUNCTIONS, None)
+    assert cli.main(["truth", "--env", config.env, "--out", str(config.out)]) == 2
+    assert capsys.readouterr().err.endswith(f": {INSTALL}\n")
+    assert INSTALL in (Path(__file__).parents[1] / "docs" / "truth.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 0}, "frames: expected at least 1, got 0"),
+        ({"every": 0}, "every: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"epsilon": 1.5}, "epsilon: expected a probability"),
+        ({"env": "ALE/Pongg-v5"}, "did you mean ALE/Pong-v5"),
+        ({"env": MOVING_SQUARES}, "expected an Atari game of ALE"),
+        ({"env": "ALE/SpaceInvaders-v5"}, "OCAtari can read from RAM, got 'SpaceInvaders'"),
+    ],
+)
+def test_bad_wishes_are_refused(
+    changes: dict[str, Any], message: str, extractor: Extractor, config: TruthConfig
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_truth(replace(config, **changes))
+    assert not config.out.parent.exists()
+
+
+def test_faults_of_an_extractor_are_named(
+    extractor: Extractor, config: TruthConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor.failure = IndexError("list index out of range")
+    with pytest.raises(ValueError, match=r"OCAtari fails on Pong \(IndexError"):
+        make_truth(config)
+    monkeypatch.setattr(extractor, "failure", None)
+    monkeypatch.setattr(Extractor, "SCENE", ())
+    with pytest.raises(ValueError, match="got none in 4 frames of Pong"):
+        make_truth(config)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ocatari") is None, reason="needs OCAtari")
+def test_boxes_of_pong_are_those_that_were_looked_at(config: TruthConfig) -> None:
+    make_truth(TruthConfig("ALE/Pong-v5", config.out, frames=4, seed=1234))
+    with np.load(config.out) as arrays:
+        assert arrays["classes"].tolist() == ["Ball", "Enemy", "Player"]
+        assert arrays["boxes"].tolist() == [
+            *([0, 2, 140, 135, 4, 15], [0, 0, 77, 58, 2, 4], [0, 1, 16, 71, 4, 15]),
+            *([1, 2, 140, 116, 4, 15], [1, 0, 121, 91, 2, 4], [1, 1, 16, 83, 4, 15]),
+            *([2, 2, 140, 136, 4, 15], [2, 1, 16, 133, 4, 15]),
+            *([3, 2, 140, 140, 4, 15], [3, 1, 16, 57, 4, 15]),
+        ]
+        score = ([116, 1, 12, 20], [36, 1, 12, 20])
+        assert arrays["ignore"].tolist() == [[i, *box] for i in range(4) for box in score]

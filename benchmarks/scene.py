@@ -57,9 +57,10 @@ class Scene:
 
     def median(self) -> FramePerceiver:
         """Return the baseline without learning."""
-        height, width = self.found.seen.scenery.median.shape[:2]
+        (seen,) = self.found.seen.every
+        height, width = seen.scenery.median.shape[:2]
         config = MedianConfig(frame_size=(height, width), max_slots=self.found.rows)
-        return FramePerceiver(Median.knowing(self.found.seen, config))
+        return FramePerceiver(Median.knowing(seen, config))
 
     def paper(self, *, rows: int, dense: bool, cell: int) -> FramePerceiver:
         """Return the paper's architecture with its three background components, untrained."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from objrl.models.scenery import Image
+from objrl.pretrain.joint import Frames
 from objrl.pretrain.space_task import Batch, SpaceTask
-from objrl.pretrain.store import FrameStore
 
 
-def sample(store: FrameStore, split: str, count: int) -> Image:
+def sample(store: Frames, split: str, count: int) -> Image:
     """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
 
     Raises:
@@ -43,7 +43,7 @@ class Batches:
 
     def __init__(
         self,
-        store: FrameStore,
+        store: Frames,
         task: SpaceTask,
         *,
         count: int,

@@ -24,7 +24,7 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 import objrl
-from objrl.pretrain.policies import Policy, RandomPolicy, SavedPolicy
+from objrl.pretrain.policies import Policy, RandomPolicy, SavedPolicy, WanderPolicy
 from objrl.pretrain.store import FrameStore, FrameWriter
 from objrl.wrappers.object_slots import game_of, unknown_env
 
@@ -48,7 +48,8 @@ class CollectConfig:
     frames: int = 60_000
     """Frames that the file has in the end, of all environments together."""
     policy: str = "random"
-    """'random', or the zip of an SB3 agent (PPO, A2C or DQN with a CnnPolicy on grey frames)."""
+    """'random'; 'wander', where every other environment holds each random action for a while and so
+    gets about; or the zip of an SB3 agent (PPO, A2C or DQN with a CnnPolicy on grey frames)."""
     epsilon: float = 0.05
     """How often an agent acts at random instead, in [0, 1]."""
     num_envs: int = 8
@@ -218,7 +219,9 @@ def _play(config: CollectConfig, out: Path) -> None:
     try:
         # All that can be wrong with the wishes shows before there is a file.
         policy: Policy = RandomPolicy(envs.action_space)
-        if config.policy != "random":
+        if config.policy == "wander":
+            policy = WanderPolicy(envs.action_space)
+        elif config.policy != "random":
             policy = SavedPolicy(Path(config.policy), actions, config.epsilon)
         with FrameWriter(
             out,
@@ -290,9 +293,9 @@ def _attributes(config: CollectConfig, spec: EnvSpec) -> dict[str, str | int | f
         "repeat_action_probability": float(spec.kwargs.get("repeat_action_probability", 0.0)),
         "seed": config.seed,
         "num_envs": config.num_envs,
-        "policy": "random",
+        "policy": config.policy,
     }
-    if config.policy != "random":
+    if config.policy not in ("random", "wander"):
         path = Path(config.policy)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         attributes |= {"policy": f"{path.name} sha256:{digest}", "epsilon": config.epsilon}

@@ -7,13 +7,14 @@ No labels and no values by game: everything follows from the no-learning baselin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.median import MedianConfig, Seen, enough_slots
+from objrl.models.median import MedianConfig, Scenes, Seen, enough_slots
 from objrl.models.scenery import Image
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.schedule import Linear
@@ -24,7 +25,7 @@ class Findings:
     """What a look at the frames shows; pixels are the canvas's.
 
     Attributes:
-        seen: background and colours, as the baseline knows them.
+        seen: backgrounds and colours, as the baseline knows them, game by game.
         width: typical width of a blob, large ones counting for more.
         height: typical height.
         spread: standard deviation of the log of a blob's sides.
@@ -32,7 +33,7 @@ class Findings:
         rows: how many slots suffice for the fullest frames.
     """
 
-    seen: Seen
+    seen: Scenes
     width: float
     height: float
     spread: float
@@ -41,18 +42,18 @@ class Findings:
 
     def describe(self) -> dict[str, float | str]:
         """Return what is logged and stored with the weights."""
-        scenery = self.seen.scenery
-        kind = "changing" if scenery.changing else "static"
+        sceneries = [seen.scenery for seen in self.seen.every]
+        changing = any(scenery.changing for scenery in sceneries)
         sizes = {
             name: round(float(getattr(self, name)), 2)
             for name in ("width", "height", "spread", "largest")
         }
-        standing = int(scenery.standing.max())
         return {
-            "background": kind,
-            "faces": len(scenery.faces),
-            "standing": standing,
-            "colours": len(self.seen.palette.colours),
+            "background": "changing" if changing else "static",
+            "scenes": len(sceneries),
+            "faces": max(len(scenery.faces) for scenery in sceneries),
+            "standing": max(int(scenery.standing.max()) for scenery in sceneries),
+            "colours": max(len(seen.palette.colours) for seen in self.seen.every),
             **sizes,
             "rows": self.rows,
         }
@@ -88,12 +89,28 @@ def look(frames: Image) -> Findings:
     area = size.prod(axis=1)
     width, height = np.average(size, axis=0, weights=np.sqrt(area))
     return Findings(
-        seen=seen,
+        seen=Scenes((seen,)),
         width=float(width),
         height=float(height),
         spread=float(np.sqrt(np.mean([np.log(side).var() for side in size.T]))),
         largest=_weighted_quantile(size.max(axis=1), area, 0.98),
         rows=enough_slots([len(b) for b in found]),
+    )
+
+
+def join(found: Sequence[Findings]) -> Findings:
+    """Make one of what was found in several games: sizes for all of them, every background."""
+    if len(found) == 1:
+        return found[0]
+    logs = np.log([[f.width, f.height] for f in found])
+    width, height = np.exp(logs.mean(0))
+    return Findings(
+        seen=Scenes(tuple(seen for f in found for seen in f.seen.every)),
+        width=float(width),
+        height=float(height),
+        spread=float(np.sqrt(np.mean([f.spread**2 for f in found]) + logs.var(0).mean())),
+        largest=max(f.largest for f in found),
+        rows=max(f.rows for f in found),
     )
 
 
@@ -119,16 +136,18 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
     A cell is about as large as the objects (smaller splits them, larger merges neighbours), a
     window holds the largest box that z_where may ask for, and rows suffice for the fullest frame.
     """
-    faces, height, width, _ = found.seen.scenery.faces.shape
+    sceneries = [seen.scenery for seen in found.seen.every]
+    height, width = sceneries[0].faces.shape[1:3]
     side = math.sqrt(found.width * found.height)
     model = replace(
         recipe.model,
         frame_size=(height, width),
         cell=8 if side < 16 else 16 if side < 40 else 32,
         window=min(96, max(24, 8 * math.ceil(recipe.margin * found.largest / 8))),
-        faces=faces,
+        scenes=len(sceneries),
+        faces=max(len(scenery.faces) for scenery in sceneries),
         # Shorter than for the teacher, who follows areas around corners.
-        flat=2 * found.seen.scenery.max_side // 3 if found.seen.scenery.changing else 0,
+        flat=max(2 * s.max_side // 3 if s.changing else 0 for s in sceneries),
         reach=min(1.0, _REACH / recipe.margin),
         rendered=max(32, found.rows),
         max_slots=max(32, found.rows),

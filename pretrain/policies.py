@@ -58,6 +58,40 @@ class RandomPolicy:
         return drawn
 
 
+class WanderPolicy:
+    """At random in every other environment; in the others each drawn action is held for a while.
+
+    Jitter stays where it began; what holds its course gets about and sees more of a game.
+    """
+
+    def __init__(self, actions: gym.Space[Any], hold: float = 8.0) -> None:
+        """Draw from `actions`, the action space of all environments together.
+
+        Args:
+            actions: of B environments.
+            hold: mean number of steps that an action is held.
+        """
+        self._actions, self._change = actions, 1 / hold
+        self._rng = np.random.default_rng(0)
+        self._last: Actions | None = None
+
+    def seed(self, seed: int) -> None:
+        """Begin the draws anew."""
+        self._actions.seed(seed)
+        self._rng, self._last = np.random.default_rng(seed), None
+
+    def __call__(self, frames: Frames, is_first: npt.NDArray[np.bool_]) -> Actions:
+        """Draw where it is time to; the frames are not looked at."""
+        drawn: Actions = self._actions.sample()
+        if self._last is not None:
+            held = (self._rng.random(len(frames)) > self._change) & ~is_first
+            held[::2] = False
+            held = held.reshape(-1, *[1] * (drawn.ndim - 1))
+            drawn = np.where(held, self._last, drawn)
+        self._last = drawn
+        return drawn
+
+
 class SavedPolicy:
     """The convolutional policy of a saved SB3 agent, seeing what it saw in training.
 

@@ -31,13 +31,13 @@ from objrl.models.scenery import Image
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.batches import Batches, sample
 from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
-from objrl.pretrain.configure import configure, fit_canvas, look
+from objrl.pretrain.configure import configure, fit_canvas, join, look
 from objrl.pretrain.health import SYMPTOMS, Trouble, has_converged, look_at, mended
+from objrl.pretrain.joint import Frames, JointStore
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
-from objrl.pretrain.store import FrameStore
 from objrl.weights.registry import save_weights
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ SHEET, REPORT, LOGS = "sheet.png", "report.json", "logs"
 
 _LOOKS = 20
 """How often a run is looked at."""
+_APART = 25
+"""Least steps between two looks; fewer change too little."""
 _ATTEMPTS = 3
 """How often a run begins before a collapse is only told."""
-_LAST = 0.7
+_LAST = 0.6
 """How far a run that has converged counts as being; the rates fall over what is left."""
 
 
@@ -85,7 +87,7 @@ class Run:
     def __init__(
         self,
         fabric: Fabric,
-        store: FrameStore,
+        store: Frames,
         config: TrainConfig,
         recipe: SpaceRecipe,
         out: Path,
@@ -101,7 +103,7 @@ class Run:
         self._shown = sample(store, "val", 48)
         self._found, self._pieces = None, None
         if recipe.self_configure:
-            self._found = found = look(sample(store, "train", 1500))
+            self._found = found = join([look(frames) for frames in _by_game(store)])
             recipe = configure(recipe, found)
             fabric.print(f"found in the frames: {found.describe()}")
             # The detector's boxes are the canvas's and not the frame's: so are these.
@@ -165,7 +167,7 @@ class Run:
                     self._log_picture()
                 self.step += 1
                 bar.update()
-                if self.step % max(1, self.history.planned // _LOOKS) == 0 and not last:
+                if self.step % max(_APART, self.history.planned // _LOOKS) == 0 and not last:
                     trouble = self._look()
                     if trouble:
                         return trouble
@@ -241,11 +243,13 @@ class Run:
     def _export(self, path: Path, wall: float, cpu: float) -> None:
         held_out = sample(self._store, "val", 256)
         metrics = final_metrics(self.task, held_out)
+        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        metrics |= {f"val_{name}": value for name, value in health.describe().items()}
         self._fabric.log_dict(metrics, self.step)
         self._logger.finalize("success")
         training = {
             **{name: self._about[name] for name in ("preset", "seed", "found")},
-            "recipe": {**self._about["recipe"], "steps": self.steps},
+            "recipe": {**dataclasses.asdict(self._recipe), "steps": self.steps},
             "steps": self.step,
             "converged": self.history.converged,
             "mended": self.history.mended,
@@ -263,8 +267,6 @@ class Run:
             training=training,
             metrics=metrics,
         )
-        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
-        metrics |= {f"val_{name}": value for name, value in health.describe().items()}
         verdict = SYMPTOMS[health.trouble] if health.trouble else ""
         if verdict:
             self._warn(f"held-out frames: {verdict}")
@@ -384,6 +386,13 @@ class Run:
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
             about = {**self._about, **far, "history": dataclasses.asdict(self.history)}
             save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
+
+
+def _by_game(store: Frames) -> list[Image]:
+    """Return frames to look at, those of each game together and all of one size."""
+    if not isinstance(store, JointStore):
+        return [sample(store, "train", 1500)]
+    return [fit_canvas(sample(part, "train", 1500), store.size) for part in store.parts]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

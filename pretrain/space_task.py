@@ -58,8 +58,11 @@ class SpaceTask(nn.Module):
         if recipe.self_configure:
             _begin_at_priors(self.model, recipe)
         if found is not None and isinstance(self.model.background, Static):
-            faces = torch.from_numpy(found.seen.scenery.faces).permute(0, 3, 1, 2) / 255
-            self.model.background.faces.copy_(faces)
+            every = [seen.scenery.faces for seen in found.seen.every]
+            # All have as many faces as the one with most: the usual one again and again.
+            most = np.arange(max(map(len, every)))
+            faces = np.concatenate([f[np.where(most < len(f), most, 0)] for f in every])
+            self.model.background.faces.copy_(torch.from_numpy(faces).permute(0, 3, 1, 2))
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one for the foreground, one for the background (D.2)."""

@@ -15,11 +15,12 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
+from objrl.pretrain.joint import JointStore
 from objrl.pretrain.presets import SpaceRecipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
 from objrl.pretrain.store import EmptyStoreError, FrameStore
 
-_FRAMES = 10_000
+_FRAMES = 20_000
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class TrainConfig:
     Either from a file of frames (--data), or for a game (--env), whose frames are collected first.
     """
 
-    data: Path | None = None
-    """HDF5 file of frames, from `objrl collect`."""
+    data: tuple[Path, ...] = ()
+    """HDF5 file of frames, from `objrl collect`; several, of as many games, make one detector."""
     env: str | None = None
     """Game to collect frames of, e.g. ALE/Pong-v5, into runs/<game>.h5; what is there is reused."""
     frames: int | None = None
-    """With --env, how many frames there should be; by default 10,000, or what the file has."""
+    """With --env, how many frames there should be; by default 20,000, or what the file has."""
     preset: str = "space-fast"
     """Recipe; `space-paper-*` are the paper's and want a GPU."""
     out: Path | None = None
@@ -79,7 +80,8 @@ def train(config: TrainConfig) -> Path:
     _check(config)
     recipe = _recipe(config)
     out, resumed = _folder(config)
-    with FrameStore(config.data or _collected(config)) as store:
+    paths = config.data or (_collected(config),)
+    with FrameStore(paths[0]) if len(paths) == 1 else JointStore(paths) as store:
         fabric = _fabric(config, out, resumed)
         fabric.launch()
         if config.threads is not None:
@@ -90,10 +92,12 @@ def train(config: TrainConfig) -> Path:
 
 
 def _check(config: TrainConfig) -> None:
-    if (config.data is None) == (config.env is None):
+    if bool(config.data) == (config.env is not None):
+        given = ", ".join(map(str, config.data)) or "nothing"
         raise ValueError(
-            f"expected one of --data and --env, got data={config.data} and env={config.env}; "
-            "--data takes a file from `objrl collect`, --env ALE/Pong-v5 collects frames itself"
+            f"expected one of --data and --env, got data={given} and "
+            f"env={config.env or 'nothing'}; --data takes a file from `objrl collect`, --env "
+            "ALE/Pong-v5 collects frames itself"
         )
     if config.frames is not None and config.env is None:
         raise ValueError("frames: expected it with --env only; --data takes the file as it is")
@@ -130,8 +134,9 @@ def _recipe(config: TrainConfig) -> SpaceRecipe:
 
 def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     """Return the run's folder, and its checkpoint where it goes on."""
-    data = config.data or default_store(config.env or "")
-    out = config.out or Path("runs") / f"{data.stem}-{config.preset}"
+    data = config.data or (default_store(config.env or ""),)
+    name = data[0].stem if len(data) == 1 else f"joint{len(data)}"
+    out = config.out or Path("runs") / f"{name}-{config.preset}"
     if config.resume:
         return out, load_checkpoint(out / CHECKPOINT)
     if any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
@@ -145,6 +150,7 @@ def _collected(config: TrainConfig) -> Path:
     """Return the file with a game's frames, collecting what is missing."""
     path = default_store(config.env or "")
     frames = config.frames or _FRAMES
+    policy = "wander"
     # One that was killed before its first frame is begun again.
     with suppress(FileNotFoundError, EmptyStoreError), FrameStore(path) as store:
         if store.env_id != config.env:
@@ -155,7 +161,9 @@ def _collected(config: TrainConfig) -> Path:
         if store.complete and len(store) >= (config.frames or 0):
             return path
         frames = max(frames, len(store))
-    return collect(CollectConfig(env=config.env, out=path, frames=frames))
+        if store.attributes["policy"] == "random":  # a file is gone on with as it was begun
+            policy = "random"
+    return collect(CollectConfig(env=config.env, out=path, frames=frames, policy=policy))
 
 
 def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabric:

@@ -67,7 +67,7 @@ def write_store(
 
 
 def config(data: Path, out: Path, **changes: Any) -> TrainConfig:
-    plain = TrainConfig(data=data, out=out, steps=3, batch=2, threads=1, device="cpu")
+    plain = TrainConfig(data=(data,), out=out, steps=3, batch=2, threads=1, device="cpu")
     return dataclasses.replace(plain, **changes)
 
 

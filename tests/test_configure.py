@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from objrl.models.median import Seen
+from objrl.models.median import Scenes, Seen
 from objrl.models.pieces import Palette
 from objrl.models.scenery import Scenery
 from objrl.pretrain.configure import LONGEST, Findings, configure, look
@@ -23,14 +23,18 @@ def findings(
     *,
     largest: float = 20,
     rows: int = 16,
-    faces: int = 1,
+    faces: tuple[int, ...] = (1,),
     changing: bool = False,
 ) -> Findings:
-    ground = np.zeros((faces, 210, 160, 3), np.uint8)
+    """Of as many games as there are numbers of faces."""
     nothing = np.zeros((210, 160), np.int32)
-    scenery = Scenery(ground, ground[0], nothing, changing, max_side=60, threshold=24)
     palette = Palette(np.zeros(0, np.int32), np.zeros((0, 0), np.bool_))
-    seen = Seen(scenery, palette, min_area=3)
+    every = []
+    for count in faces:
+        ground = np.zeros((count, 210, 160, 3), np.uint8)
+        scenery = Scenery(ground, ground[0], nothing, changing, max_side=60, threshold=24)
+        every.append(Seen(scenery, palette, min_area=3))
+    seen = Scenes(tuple(every))
     return Findings(seen, width, height, spread=0.1, largest=largest, rows=rows)
 
 
@@ -45,8 +49,9 @@ class TestLook:
         assert found.rows == 16
         ground = make_frames(1)[0]
         ground[:-8] = (20, 20, 60)
-        assert np.array_equal(found.seen.scenery.faces, ground[None])
-        assert len(found.seen.palette.colours) == 3
+        (seen,) = found.seen.every
+        assert np.array_equal(seen.scenery.faces, ground[None])
+        assert len(seen.palette.colours) == 3
 
     def test_the_fullest_frames_decide_about_the_rows(self) -> None:
         frames = make_frames(60)
@@ -60,7 +65,7 @@ class TestLook:
     def test_large_frames_are_shrunk(self) -> None:
         large = make_frames(40).repeat(6, 1).repeat(4, 2)
         found = look(large)
-        height, width = found.seen.scenery.median.shape[:2]
+        height, width = found.seen.every[0].scenery.median.shape[:2]
         assert (height, width) == (LONGEST, round(4 * 64 * LONGEST / (6 * 64)))
         assert found.width == pytest.approx(4 * SIDE * width / (4 * 64), rel=0.1)
         assert found.height == pytest.approx(6 * SIDE * height / (6 * 64), rel=0.1)
@@ -95,8 +100,10 @@ class TestConfigure:
     def test_the_background_is_of_the_kind_that_was_seen(self) -> None:
         still = configure(preset("space-fast"), findings(8, 8)).model
         assert (still.faces, still.flat) == (1, 0)
-        flips = configure(preset("space-fast"), findings(8, 8, faces=3)).model
+        flips = configure(preset("space-fast"), findings(8, 8, faces=(3,))).model
         assert (flips.faces, flips.flat) == (3, 0)
+        joint = configure(preset("space-fast"), findings(8, 8, faces=(1, 4, 2))).model
+        assert (joint.scenes, joint.faces) == (3, 4)
         scrolls = configure(preset("space-fast"), findings(8, 8, changing=True)).model
         assert scrolls.faces == 1
         # Longer than a typical object, shorter than what the teacher holds for scenery.

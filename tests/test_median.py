@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from objrl.models import MODELS
-from objrl.models.median import Image, Median, MedianConfig, backdrop, blobs, differs, median_frame
-
-HEIGHT, WIDTH = 60, 80
-GROUND = (30, 60, 90)
+from objrl.models.median import Median, MedianConfig, Scenes, Seen, enough_slots
+from tests.drawn import GREEN, GROUND, HEIGHT, RED, WIDTH, YELLOW, ground, paint
 
 
-def ground(count: int) -> Image:
-    frames = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
-    frames[:] = GROUND
-    return frames
-
-
-def paint(frame: Image, x: int, y: int, w: int, h: int, colour: tuple[int, int, int]) -> None:
-    frame[y : y + h, x : x + w] = colour
-
-
-def fitted(max_slots: int = 8, **rule: int) -> Median:
+def fitted(max_slots: int = 8, **rule: Any) -> Median:
     config = MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=max_slots, **rule)
     return Median.fit(ground(5), config)
 
@@ -33,6 +23,17 @@ def two_things() -> torch.Tensor:
     paint(frame[0], 10, 20, 6, 4, (250, 0, 0))
     paint(frame[0], 50, 5, 12, 20, (0, 250, 0))
     return torch.from_numpy(frame)
+
+
+def eventful() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """100 frames: a pill that is eaten, a sky that flips, two that move and once touch."""
+    frames = ground(100)
+    paint(frames[60:], 0, 40, WIDTH, 20, (0, 0, 200))
+    paint(frames[:90], 60, 30, 4, 4, YELLOW)
+    for t, frame in enumerate(frames):
+        paint(frame, 2 + 3 * t % 20, 10, 6, 6, RED)
+        paint(frame, 40 + 3 * t % 20, 10, 6, 6, GREEN)
+    return frames
 
 
 def test_things_are_boxed_exactly_the_largest_first() -> None:
@@ -100,70 +101,66 @@ def test_loose_pixels_of_a_sprite_are_joined() -> None:
     torch.testing.assert_close(slots.boxes(HEIGHT, WIDTH)[0, 0], torch.tensor([30, 20, 39, 24.0]))
 
 
-def test_blobs_and_labels_belong_together() -> None:
-    mask = np.zeros((20, 30), np.uint8)
-    mask[2:5, 3:9] = 1
-    mask[10:18, 20:28] = 1
-    boxes, labels = blobs(mask, MedianConfig())
-    assert boxes.tolist() == [[20, 10, 28, 18], [3, 2, 9, 5]]
-    for number, (x0, y0, x1, y1) in enumerate(boxes.astype(int), start=1):
-        assert (labels[y0:y1, x0:x1] == number).all()
-    assert (labels > 0).sum() == mask.sum()
-    nothing, none = blobs(mask * 0, MedianConfig())
-    assert nothing.shape == (0, 4)
-    assert not none.any()
-
-
-def test_differs_looks_at_every_channel() -> None:
-    one = ground(1)[0]
-    for channel in range(3):
-        other = one.copy()
-        other[3, 4, channel] += 25
-        assert differs(other, one, 24).sum() == differs(one, other, 24).sum() == 1
-        assert differs(other, one, 25).sum() == 0
-
-
-def test_the_median_of_frames_has_nothing_that_moves() -> None:
-    frames = ground(21)
-    for t, frame in enumerate(frames):
-        paint(frame, 3 * t, 20, 6, 6, (255, 255, 255))
-    assert (median_frame(frames) == ground(1)[0]).all()
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        np.zeros((0, 4, 4, 3), np.uint8),
-        np.zeros((4, 4, 3), np.uint8),
-        np.zeros((2, 4, 4, 1), np.uint8),
-        np.zeros((2, 4, 4, 3), np.float32),
-    ],
-)
-def test_a_median_of_something_else_is_refused(frames: Image) -> None:
-    with pytest.raises(ValueError, match=r"frames: expected \(N, H, W, 3\) uint8, N > 0, got"):
-        median_frame(frames)
-
-
 def test_things_that_stand_still_but_can_vanish_are_found() -> None:
     """Two pills: one is eaten in the last tenth of the frames, the other never."""
     frames = ground(100)
     frames[:, 20:24, 20:24] = (200, 200, 0)
     frames[:90, 40:44, 60:64] = (200, 200, 0)
-    assert (median_frame(frames)[41, 61] == (200, 200, 0)).all()
-    bare = backdrop(frames, MedianConfig(frame_size=(HEIGHT, WIDTH)))
-    assert (bare[40:44, 60:64] == GROUND).all()
-    assert (bare[20:24, 20:24] == (200, 200, 0)).all()
     slots = Median.fit(frames).detect(torch.from_numpy(frames[[0, 95]]))
     assert slots.mask.sum(1).tolist() == [1, 0]
     torch.testing.assert_close(slots.boxes(HEIGHT, WIDTH)[0, 0], torch.tensor([60, 40, 64, 44.0]))
 
 
-def test_what_is_only_hidden_stays_scenery() -> None:
-    frames = ground(100)
-    frames[:, 20:24, 20:24] = (200, 200, 0)
-    frames[::10, 16:28, 16:28] = (255, 0, 255)  # something passes in front of it
-    bare = backdrop(frames, MedianConfig(frame_size=(HEIGHT, WIDTH)))
-    assert (bare[20:24, 20:24] == (200, 200, 0)).all()
+def test_colours_that_are_learnt_tell_apart_what_touches() -> None:
+    frame = ground(1)
+    paint(frame[0], 20, 10, 6, 6, RED)
+    paint(frame[0], 26, 10, 6, 6, GREEN)
+    slots = Median.fit(eventful()).detect(torch.from_numpy(frame))
+    assert slots.mask.sum() == 2
+    assert fitted().detect(torch.from_numpy(frame)).mask.sum() == 1
+
+
+def test_without_a_config_there_are_rows_for_the_fullest_frames() -> None:
+    frames = ground(40)
+    for t, frame in enumerate(frames):
+        for number in range(18):
+            x, y = 9 * (number % 9), 15 * (number // 9) + t % 30
+            paint(frame, x, y, 4, 4, (255, 255, 255))
+    model = Median.fit(frames)
+    assert model.config.frame_size == (HEIGHT, WIDTH)
+    assert model.max_slots == model.config.max_slots == 32
+    assert model.detect(torch.from_numpy(frames)).mask.sum(1).tolist() == [18] * 40
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(0, 16), (12, 16), (13, 32), (30, 48), (150, 192), (10**4, 192)]
+)
+def test_rows_are_a_quarter_more_than_were_needed(count: int, rows: int) -> None:
+    assert enough_slots([1] * 97 + [count] * 3) == rows
+
+
+def test_a_config_is_kept_and_frames_are_fitted_to_it() -> None:
+    large = eventful().repeat(2, 1).repeat(2, 2)
+    config = MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=5)
+    model = Median.fit(large, config)
+    assert (model.config.frame_size, model.max_slots) == ((HEIGHT, WIDTH), 5)
+    plain = Median.fit(eventful(), config)
+    assert all(torch.equal(value, plain.state_dict()[n]) for n, value in model.state_dict().items())
+
+
+def test_of_several_games_a_frame_is_taken_apart_by_its_own() -> None:
+    config = MedianConfig(frame_size=(HEIGHT, WIDTH))
+    other = ground(5)
+    other[:] = (200, 200, 200)
+    one, two = (Seen.of(frames, config) for frames in (ground(5), other))
+    both = Scenes((one, two))
+    for background, seen in ((ground(1)[0], one), (other[0], two)):
+        frame = background.copy()
+        paint(frame, 10, 20, 6, 4, RED)
+        assert both.of(frame) is seen
+        boxes, labels = both.pieces(frame)
+        assert boxes.tolist() == [[10, 20, 16, 24]]
+        assert (labels > 0).sum() == 24
 
 
 def test_decompose_shows_the_objects_on_black() -> None:
@@ -175,11 +172,19 @@ def test_decompose_shows_the_objects_on_black() -> None:
 
 
 def test_everything_that_it_learnt_is_in_its_state() -> None:
-    config = MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=8)
-    model = fitted()
+    frames = eventful()
+    model = Median.fit(frames)
+    assert model.config.faces == 2
+    assert model.config.colours == 2
+    assert model.standing.max() == 1
     kind, build = MODELS["median"]
-    assert isinstance(config, kind)
-    copy = build(config)
-    copy.load_state_dict(model.state_dict())
+    assert isinstance(model.config, kind)
+    copy = build(model.config)
     assert isinstance(copy, Median)
-    assert torch.equal(copy.detect(two_things()).position, model.detect(two_things()).position)
+    copy.load_state_dict(model.state_dict())
+    some = torch.from_numpy(frames[::9])
+    ours, theirs = model.detect(some), copy.detect(some)
+    assert ours.mask.any()
+    for name in ("position", "scale", "what", "presence"):
+        assert torch.equal(getattr(theirs, name), getattr(ours, name))
+    assert copy.seen.scenery.changing

@@ -52,7 +52,7 @@ def make_space(max_slots: int = ROWS) -> FramePerceiver:
         )
     )
     assert isinstance(model.background, Static)
-    model.background.faces.fill_(20 / 255)
+    model.background.faces.fill_(20)
     bias = model.foreground.heads.bias
     assert bias is not None
     with torch.no_grad():

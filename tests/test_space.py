@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from objrl.models import MODELS
+from objrl import load
 from objrl.models.space import Space, SpaceConfig, SpaceOutput, clip_boxes, tight_boxes
 from objrl.models.space_background import Static
 from objrl.models.space_loss import Priors, boundary_loss, elbo_terms
+from objrl.weights import save_weights
 
 PRIORS = Priors(presence=0.1, scale_mean=(-2.0, -2.0), scale_std=0.1, sigma_fg=0.15, sigma_bg=0.15)
 TINY = SpaceConfig(
@@ -110,7 +112,7 @@ def test_rendering_all_cells_on_the_whole_canvas_is_the_dense_model(config: Spac
         whole = replace(config, dense=dense, rendered=config.cells, window=max(config.frame_size))
         model = build(whole).train()
         assert isinstance(model.background, Static)
-        model.background.faces.fill_(0.5)
+        model.background.faces.fill_(128)
         found.append(everything(model, image))
     (dense_values, dense_gradients), (values, gradients) = found
     assert dense_values[1].max() > 0.3
@@ -161,7 +163,7 @@ def test_one_picture_can_be_learnt_by_heart() -> None:
     image[0, :, 10:18, 10:20] = torch.tensor([0.9, 0.2, 0.2]).view(3, 1, 1)
     image[0, :, 30:38, 40:50] = torch.tensor([0.2, 0.9, 0.2]).view(3, 1, 1)
     assert isinstance(model.background, Static)
-    model.background.faces.fill_(0.1)
+    model.background.faces.fill_(26)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(60):
@@ -213,16 +215,28 @@ def test_scenes_are_drawn_from_the_prior(config: SpaceConfig) -> None:
         assert (many > 0.05).any()
 
 
-def test_weights_alone_rebuild_the_model() -> None:
-    model = build(TINY).eval()
+@pytest.mark.parametrize("config", [TINY, replace(TINY, faces=3, flat=20)], ids=["one", "faces"])
+def test_weights_alone_rebuild_the_model(config: SpaceConfig, tmp_path: Path) -> None:
+    model = build(config).eval()
     assert isinstance(model.background, Static)
-    model.background.faces.copy_(torch.rand(1, 3, 48, 64))
-    kind, make = MODELS["space"]
+    model.background.faces.random_(0, 256)
     torch.manual_seed(1)
-    copy = make(kind(**asdict(TINY))).eval()
-    copy.load_state_dict(model.state_dict())
+    file = save_weights(
+        *(tmp_path / "space.safetensors", model),
+        model_name="space",
+        data={},
+        training={},
+        metrics={},
+    )
+    copy = load(file, device="cpu").detector
+    assert isinstance(copy, Space)
+    assert copy.config == config
     image = torch.rand(1, 3, 48, 64)
-    assert torch.equal(copy(image).reconstruction, model(image).reconstruction)
+    image[..., 20:] = 0.5  # a large area
+    with torch.no_grad():
+        assert torch.equal(copy(image).reconstruction, model(image).reconstruction)
+        picture = copy.background(image).image
+    assert (picture[..., 20:] == 0.5).all() == bool(config.flat)
 
 
 # ---- boxes ---------------------------------------------------------------------------------
@@ -308,3 +322,46 @@ def test_presence_is_the_cells_own() -> None:
     torch.testing.assert_close(seen.z_where[0], out.z_where[0, out.index[0, :10]])
     torch.testing.assert_close(seen.z_what[0], out.z_what[0, :10], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen.z_depth[0], out.z_depth[0, out.index[0, :10]])
+
+
+class TestTightBoxes:
+    """Where the background is known, a box ends where the frame stops differing from it."""
+
+    def see(self, image: Tensor, config: SpaceConfig = TINY) -> list[float]:
+        """The most likely slot's box where the canvas's middle is glimpsed, in pixels."""
+        model = build(config).eval()
+        assert isinstance(model.background, Static)
+        model.background.faces.fill_(20)
+        net = model.foreground
+        where = torch.tensor([0.5, 0.5, 0.0, 0.0])  # x 16 to 48, y 12 to 36
+        net.where = lambda *_: where.expand(1, config.cells, 4)  # type: ignore[method-assign]
+        model.config = replace(config, threshold=0.0)
+        with torch.no_grad():
+            box: list[float] = model.detect(image).boxes(48, 64)[0, 0].tolist()
+        return box
+
+    def thing(self, value: int) -> Tensor:
+        image = torch.full((1, 48, 64, 3), 20, dtype=torch.uint8)
+        image[:, 18:30, 24:40] = value
+        return image
+
+    @pytest.mark.parametrize("value", [60, 120, 255])
+    def test_it_is_the_things_own(self, value: int) -> None:
+        # A glimpse of 16 x 16 has two pixels of the canvas in one.
+        assert self.see(self.thing(value)) == pytest.approx([24, 18, 40, 30], abs=1.1)
+
+    def test_what_is_fainter_beside_it_counts_from_the_contrast_on(self) -> None:
+        """However bright the thing is; so shadows and half-lit edges are not cut off."""
+        image = self.thing(255)
+        image[:, 18:30, 20:24] = 20 + 30
+        image[:, 18:30, 40:44] = 20 + 15
+        assert self.see(image) == pytest.approx([20, 18, 40, 30], abs=1.1)
+        fainter = replace(TINY, contrast=10 / 255)
+        assert self.see(image, fainter) == pytest.approx([20, 18, 44, 30], abs=1.1)
+        stronger = replace(TINY, contrast=50 / 255)
+        assert self.see(image, stronger) == pytest.approx([24, 18, 40, 30], abs=1.1)
+
+    def test_beyond_its_reach_it_is_a_neighbours(self) -> None:
+        near = self.see(self.thing(255), replace(TINY, reach=0.4))
+        assert near == pytest.approx([32 - 0.4 * 16, 24 - 0.4 * 12, 32 + 0.4 * 16, 24 + 0.4 * 12])
+        assert self.see(self.thing(255), replace(TINY, reach=0.8)) == self.see(self.thing(255))

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objrl.models.space_background import Components, MaskDecoder, Static, stick_breaking
+from objrl.frames import to_image
+from objrl.models.space_background import (
+    Components,
+    MaskDecoder,
+    Static,
+    long_runs,
+    stick_breaking,
+)
 
 SIZE = (128, 128)
 
@@ -136,14 +143,14 @@ def test_the_mask_decoder_says_what_it_can_draw() -> None:
 def test_a_known_picture_is_the_background_until_training_finds_otherwise() -> None:
     torch.manual_seed(0)
     model = Static((50, 40))
-    model.picture.copy_(torch.rand(3, 50, 40))
+    model.faces.random_(0, 256)
     out = model(torch.rand(2, 3, 50, 40))
     assert out.mask.shape == (2, 1, 1, 50, 40)
     assert (out.mask == 1).all()
     assert (out.kl_mask == 0).all()
     assert (out.kl_component >= 0).all()
-    torch.testing.assert_close(out.image, model.picture.expand(2, -1, -1, -1))
-    torch.testing.assert_close(model.generate(3).image, model.picture.expand(3, -1, -1, -1))
+    torch.testing.assert_close(out.image, model.usual.expand(2, -1, -1, -1))
+    torch.testing.assert_close(model.generate(3).image, model.usual.expand(3, -1, -1, -1))
 
 
 def _teach(model: Static) -> None:
@@ -154,7 +161,7 @@ def test_the_residual_is_too_coarse_to_draw_an_object() -> None:
     torch.manual_seed(0)
     model = Static((64, 64), coarse=16).eval()
     _teach(model)
-    residual = model(torch.rand(1, 3, 64, 64)).image - model.picture
+    residual = model(torch.rand(1, 3, 64, 64)).image - model.usual
     spread = residual.std()
     # Between two pixels it changes by no more than a sixteenth of what two knots differ by.
     for step in (residual.diff(dim=2), residual.diff(dim=3)):
@@ -173,7 +180,105 @@ def test_the_static_background_samples_in_training_only() -> None:
     assert not torch.equal(model.generate(1).image, model.generate(1).image)
 
 
-def test_the_picture_is_saved_with_the_weights() -> None:
-    model = Static((32, 32))
-    assert model.state_dict()["picture"].shape == (3, 32, 32)
-    assert all(name != "picture" for name, _ in model.named_parameters())
+def test_the_picture_has_the_face_nearest_to_what_is_seen() -> None:
+    torch.manual_seed(0)
+    model = Static((4, 6), faces=3)
+    model.faces.random_(0, 256)
+    faces = model.faces / 255
+    image = torch.rand(5, 3, 4, 6)
+    picture = model.picture(image)
+    assert picture.shape == image.shape
+    chosen = set()
+    for b in range(5):
+        for y in range(4):
+            for x in range(6):
+                seen = image[b, :, y, x]
+                far = [float((seen - face).abs().max()) for face in faces[:, :, y, x]]
+                best = far.index(min(far))
+                chosen.add(best)
+                assert torch.equal(picture[b, :, y, x], faces[best, :, y, x])
+    assert chosen == {0, 1, 2}
+    torch.testing.assert_close(model.distance(image), (image - picture).abs())
+    torch.testing.assert_close(model.eval()(image).image, picture)
+
+
+def test_of_several_games_the_one_most_like_a_frame_is_taken() -> None:
+    """And only its faces: what another game shows there is an object."""
+    model = Static((8, 8), faces=2, scenes=2).eval()
+    model.faces.copy_(torch.tensor([0, 51, 255, 153]).view(4, 1, 1, 1))
+    dark, light = torch.zeros(3, 8, 8), torch.ones(3, 8, 8)
+    for image in (dark, light):
+        image[:, 4:] = 0.6  # a face of the light one's, between those of the dark one
+    dark[:, 6:] = 0.2
+    image = torch.stack([light, dark])
+    assert model.scene(image).tolist() == [1, 0]
+    far = model.distance(image)
+    torch.testing.assert_close(far[0], torch.zeros(3, 8, 8))
+    torch.testing.assert_close(far[1, :, 4:6], torch.full((3, 2, 8), 0.4))
+    torch.testing.assert_close(far[1, :, :4], torch.zeros(3, 4, 8))
+    torch.testing.assert_close(far[1, :, 6:], torch.zeros(3, 2, 8))
+    assert set(model.generate(50).image[:, 0, 0, 0].tolist()) == {0.0, 1.0}
+
+
+def test_of_faces_alike_the_usual_one_is_taken() -> None:
+    model = Static((1, 1), faces=2)
+    model.faces.copy_(torch.tensor([0, 255]).view(2, 1, 1, 1))
+    assert (model.picture(torch.full((1, 3, 1, 1), 0.5)) == 0).all()
+    assert (model.generate(1).image == 0).all()
+
+
+def test_large_areas_are_background_wherever_they_are() -> None:
+    model = Static((20, 30), faces=1, flat=12).eval()
+    model.faces.fill_(51)
+    image = torch.full((1, 3, 20, 30), 0.6)  # scrolled in; the object on it is small
+    image[..., 5:9, 10:15] = torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1)
+    distance = model.distance(image)
+    thing = torch.zeros(20, 30, dtype=torch.bool)
+    thing[5:9, 10:15] = True
+    assert (distance.amax(1)[0] > 0).equal(thing)
+    torch.testing.assert_close(distance[0, :, 6, 12], (torch.tensor([0.9, 0.1, 0.1]) - 0.2).abs())
+    model.flat = 0
+    assert (model.distance(image) > 0.05).any(1).all()
+
+
+def runs(image: Tensor, least: int) -> Tensor:
+    """`long_runs` pixel by pixel."""
+    _, height, width = image.shape
+    found = torch.zeros(1, height, width, dtype=torch.bool)
+    for y in range(height):
+        for x in range(width):
+            for dy, dx in ((0, 1), (1, 0)):
+                length = 1
+                for way in (1, -1):
+                    v, u = y + way * dy, x + way * dx
+                    while (
+                        0 <= v < height and 0 <= u < width and image[:, v, u].equal(image[:, y, x])
+                    ):
+                        length, v, u = length + 1, v + way * dy, u + way * dx
+                found[0, y, x] |= length >= least
+    return found
+
+
+@pytest.mark.parametrize("least", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("size", [(6, 9), (9, 4), (1, 7), (5, 1)])
+def test_long_runs_are_those_that_counting_finds(size: tuple[int, int], least: int) -> None:
+    torch.manual_seed(least)
+    images = (torch.rand(3, 2, *size) < 0.2).float()  # four colours, one of them common
+    expected = torch.stack([runs(image, least) for image in images])
+    assert long_runs(images, least).equal(expected)
+
+
+@pytest.mark.parametrize("size", [(315, 240), (250, 160), (105, 160)])
+def test_areas_of_resized_frames_have_long_runs_too(size: tuple[int, int]) -> None:
+    frame = torch.empty(1, *size, 3, dtype=torch.uint8)
+    frame[:] = torch.tensor([153, 77, 31])
+    assert long_runs(to_image(frame, 210, 160), 160).all()
+    frame[:, ::2, ::2] += 1  # a chessboard, a single grey level apart
+    frame[:, 1::2, 1::2] += 1
+    assert not long_runs(to_image(frame, *size), 2).any()
+
+
+def test_the_faces_are_saved_with_the_weights() -> None:
+    model = Static((32, 32), faces=3, flat=20)
+    assert model.state_dict()["faces"].shape == (3, 3, 32, 32)
+    assert all(name != "faces" for name, _ in model.named_parameters())

@@ -145,7 +145,7 @@ class TestTrouble:
         assert all(torch.isfinite(tensor).all() for tensor in checkpoint.tensors.values())
 
     @pytest.mark.parametrize(("bias", "said"), [(-9.0, "no objects"), (9.0, "everything is an")])
-    def test_the_two_collapses_are_warned_of(
+    def test_a_collapsed_run_begins_again_with_another_recipe(
         self,
         data: Path,
         tmp_path: Path,
@@ -162,11 +162,18 @@ class TestTrouble:
                     self.model.foreground.heads.bias[0] = bias  # tanh saturates: no way back
 
         monkeypatch.setattr(run, "SpaceTask", Collapsed)
-        with pytest.warns(UserWarning, match=rf"step 2: {said}") as caught:
-            train(config(data, tmp_path / "run", steps=12, log_every=2))
-        early = [str(entry.message) for entry in caught if str(entry.message).startswith("step")]
-        assert len(early) == 1, "said once, not at every look"
-        assert said in json.loads((tmp_path / "run/report.json").read_text())["warning"]
+        monkeypatch.setattr(run, "_APART", 2)
+        with pytest.warns(UserWarning, match=f"{said}.*; beginning again: presence") as caught:
+            train(config(data, tmp_path / "run", steps=12, checkpoint_every=0))
+        again = [entry for entry in caught if "beginning again" in str(entry.message)]
+        assert len(again) == 2, "three attempts and no more"
+        report = json.loads((tmp_path / "run/report.json").read_text())
+        assert said in report["warning"]
+        assert len(report["mended"]) == 2
+        # A run that was stopped after it began anew goes on with the recipe of then.
+        before = tensors(tmp_path / "run/weights.safetensors")
+        train(config(data, tmp_path / "run", steps=12, resume=True))
+        assert same(tensors(tmp_path / "run/weights.safetensors"), before)
 
 
 class TestStopping:

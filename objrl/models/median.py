@@ -78,6 +78,29 @@ class Seen:
         return find_pieces(frame, self.scenery, self.palette, min_area=self.min_area)
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """What was seen of several games; a frame is of the one whose background it is most like.
+
+    Attributes:
+        every: (S,) one game's each, of frames of one size.
+    """
+
+    every: tuple[Seen, ...]
+
+    def of(self, frame: Image) -> Seen:
+        """Say which game a (H, W, 3) uint8 frame is of."""
+        if len(self.every) == 1:
+            return self.every[0]
+        part = frame[::4, ::4]
+        usual = [seen.scenery.faces[0][::4, ::4] for seen in self.every]
+        return self.every[int(np.argmin([cv2.norm(part, u, cv2.NORM_L1) for u in usual]))]
+
+    def pieces(self, frame: Image) -> tuple[Boxes, Labels]:
+        """Return boxes and labels as `find_pieces` does."""
+        return self.of(frame).pieces(frame)
+
+
 class Median(nn.Module):
     """The baseline as a `Detector`: `FramePerceiver(Median.fit(frames))`.
 

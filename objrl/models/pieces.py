@@ -51,7 +51,8 @@ class Palette:
         while True:
             wider = near @ near
             if (wider == near).all():
-                return near.argmax(1)
+                group: npt.NDArray[np.int64] = near.argmax(1)
+                return group
             near = wider
 
 

@@ -135,7 +135,7 @@ def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
         (area & differs(f, usual, threshold)).mean() for f, area in zip(some, large, strict=True)
     ]
     return Scenery(
-        faces=_faces(usual, some, large, threshold),
+        faces=_faces(usual, some, large, max_side=max_side, threshold=threshold),
         median=median,
         standing=_standing(median, usual, some, threshold),
         changing=float(np.mean(odd)) > CHANGING,
@@ -299,7 +299,14 @@ def _connected(mask: Image, connectivity: int) -> tuple[Labels, Labels]:
 
 
 def _faces(
-    usual: Image, frames: Image, large: Image, threshold: int, share: float = 0.02, most: int = 8
+    usual: Image,
+    frames: Image,
+    large: Image,
+    *,
+    max_side: int,
+    threshold: int,
+    share: float = 0.02,
+    most: int = 8,
 ) -> Image:
     """Return (F, H, W, 3): the usual background, and the large areas that lie over it at times.
 
@@ -307,6 +314,7 @@ def _faces(
         usual: (H, W, 3).
         frames: (N, H, W, 3).
         large: (N, H, W) 1 where a frame shows a large area.
+        max_side: longest side of an object in pixels; a colour on fewer fills no large area.
         threshold: least difference that makes two faces.
         share: of the frames in which a pixel must show a face.
         most: faces at most.
@@ -316,7 +324,8 @@ def _faces(
     )
     for frame, area in zip(frames, large, strict=True):
         code = _exact(frame)
-        for colour in np.unique(code[area > 0]):
+        colours, sizes = np.unique(code[area > 0], return_counts=True)
+        for colour in colours[sizes > max_side]:
             counts[int(colour)] += (code == colour) & (area > 0)
     faces = [usual]
     # The commonest face that a pixel has not got yet, for all pixels at once, again and again.

@@ -81,20 +81,25 @@ class Space(nn.Module):
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
         self.background: Static | Components = (
-            Static(config.frame_size, config.faces, config.flat)
+            Static(config.frame_size, config.faces, config.flat, config.scenes)
             if config.background == "static"
             else Components(config.components, config.frame_size)
         )
 
     def infer(self, image: Tensor) -> Cells:
         """(B, 3, H, W) in [0, 1] -> the latents of every cell."""
-        return self.foreground.infer(self._shown(image))
+        return self.foreground.infer(self._shown(image)[0])
 
-    def _shown(self, image: Tensor) -> Tensor:
-        """Add to an image, where the background is known, how far it is from that: (B, 6, H, W)."""
-        if isinstance(self.background, Static):
-            return torch.cat([image, self.background.distance(image)], dim=1)
-        return image
+    def _shown(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Add to an image, where the background is known, how far it is from that.
+
+        Returns:
+            (B, 6, H, W) and the background's picture; or the image alone.
+        """
+        if not isinstance(self.background, Static):
+            return image, ()
+        picture = self.background.picture(image)
+        return torch.cat([image, (image - picture).abs()], dim=1), (picture,)
 
     def forward(self, image: Tensor, temperature: float = 0.5) -> SpaceOutput:
         """Explain images; samples in training mode, posterior means otherwise.
@@ -103,7 +108,8 @@ class Space(nn.Module):
             image: (B, 3, H, W) float32 in [0, 1], H W the config's frame_size.
             temperature: tau of the relaxed Bernoulli.
         """
-        cells = self.infer(image)
+        shown, picture = self._shown(image)
+        cells = self.foreground.infer(shown)
         draw = Gaussian.sample if self.training else Gaussian.mode
         if self.training:
             z_pres = relaxed_bernoulli(cells.logit, temperature)
@@ -122,7 +128,7 @@ class Space(nn.Module):
         layers = self._draw(appearance, mask, take(z_pres, index), where, take(z_depth, index))
         return SpaceOutput(
             *(cells, z_pres, index, z_where, z_depth, what, z_what, appearance, mask, layers),
-            background=self.background(image),
+            background=self.background(image, *picture),
         )
 
     @property
@@ -184,19 +190,18 @@ class Space(nn.Module):
     def perceive(self, frames: Tensor) -> Percept:
         """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture."""
         net = self.foreground
-        shown = self._shown(to_image(frames, *self.config.frame_size))
+        shown, _ = self._shown(to_image(frames, *self.config.frame_size))
         cells = net.infer(shown)
         presence = torch.sigmoid(cells.logit)
         index = self._choose(presence, self.max_slots)
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
-        glimpses = extract(shown, where, net.glimpse)
-        z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
-        # Where the background is known, what differs from it shows an object's outline for free.
+        # Where the background is known, what differs from it shows an object's outline for free;
+        # in black and white, so that the outline's half height is at the pixels' borders.
         known = shown.shape[1] > 3
-        if known:
-            outline = (glimpses[:, :, 3:].amax(2) / (2 * self.config.contrast)).clamp(max=1)
-        else:
-            outline = self.masks(z_what)
+        far = shown[:, 3:].amax(1, keepdim=True) > self.config.contrast if known else shown[:, :0]
+        glimpses = extract(torch.cat([shown[:, :3], far], dim=1), where, net.glimpse)
+        z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
+        outline = glimpses[:, :, 3] if known else self.masks(z_what)
         rows = self.max_slots
         return Percept(
             presence=_pad_rows(take(presence, index), rows),
@@ -268,8 +273,8 @@ class Percept:
         z_where: (B, K, 4) width, height, centre x, y: the raw box, as wide as its prior likes it.
         z_depth: (B, K, 1).
         z_what: (B, K, D).
-        outline: (B, K, g, g) where in z_where's box something is seen: how far the frame is from
-            the background if that is known, else the decoded mask alpha_att.
+        outline: (B, K, g, g) where in z_where's box something is seen: what differs from the
+            background if that is known, else the decoded mask alpha_att.
     """
 
     presence: Tensor

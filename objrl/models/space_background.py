@@ -199,10 +199,12 @@ class Static(nn.Module):
     """One component: a picture known beforehand plus a residual of a few latents on a coarse map.
 
     Where large areas come and go, a pixel has several faces, and the picture has the one nearest to
-    what is seen. Where they change or scroll, what is large and of one colour is background.
+    what is seen. Where they change or scroll, what is large and of one colour is background. A
+    model of several games has as many scenes, and takes for a frame the one that is most like it.
 
     Attributes:
-        faces: (F, 3, H, W) in [0, 1], set from the frames before training; saved with the weights.
+        faces: (S * F, 3, H, W) uint8, F of each scene, its usual one first; set from the frames
+            before training, saved with the weights.
     """
 
     faces: Tensor
@@ -212,14 +214,15 @@ class Static(nn.Module):
         size: tuple[int, int],
         faces: int = 1,
         flat: int = 0,
+        scenes: int = 1,
         z_component: int = 8,
         coarse: int = 16,
     ) -> None:
         super().__init__()
-        self.flat = flat
+        self.flat, self.scenes = flat, scenes
         self.size, self.coarse = size, (-(-size[0] // coarse), -(-size[1] // coarse))
         self.z_component = z_component
-        self.register_buffer("faces", torch.zeros(faces, 3, *size))
+        self.register_buffer("faces", torch.zeros(scenes * faces, 3, *size, dtype=torch.uint8))
         inputs = 3 * self.coarse[0] * self.coarse[1]
         self.encoder = nn.Sequential(
             nn.Linear(inputs, 64), nn.CELU(), nn.Linear(64, 2 * z_component)
@@ -232,17 +235,32 @@ class Static(nn.Module):
 
     def picture(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> what is known of its background, (B, 3, H, W) or (1, 3, H, W)."""
-        best = self.faces[:1]
-        if len(self.faces) > 1:
-            best = self._nearest(image)
+        if len(self.faces) == 1:
+            best = self.usual
+        else:
+            scenes = self.faces.view(self.scenes, -1, 3, *self.size)
+            best = self._nearest(image, scenes[self.scene(image)])
         if self.flat:
             best = torch.where(long_runs(image, self.flat), image, best)
         return best
 
-    def _nearest(self, image: Tensor) -> Tensor:
-        best = self.faces[:1]
+    @property
+    def usual(self) -> Tensor:
+        """(S, 3, H, W) in [0, 1], what a pixel shows most of the time."""
+        return self.faces[:: len(self.faces) // self.scenes].float() / 255
+
+    def scene(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B,) int64 which scene's usual background a frame is most like."""
+        if self.scenes == 1:
+            return torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        seen, usual = image[..., ::4, ::4].flatten(1), self.usual[..., ::4, ::4].flatten(1)
+        return torch.cdist(seen, usual, p=1).argmin(1)
+
+    def _nearest(self, image: Tensor, faces: Tensor) -> Tensor:
+        """(B, 3, H, W) and the (B, F, 3, H, W) uint8 that it may show."""
+        best = faces[:, 0].float() / 255
         far = (image - best).abs().amax(1, keepdim=True)
-        for face in self.faces[1:, None]:
+        for face in (faces[:, 1:].float() / 255).unbind(1):
             other = (image - face).abs().amax(1, keepdim=True)
             best, far = torch.where(other < far, face, best), torch.minimum(other, far)
         return best
@@ -251,9 +269,10 @@ class Static(nn.Module):
         """(B, 3, H, W) -> how far each channel is from the picture, (B, 3, H, W)."""
         return (image - self.picture(image)).abs()
 
-    def forward(self, image: Tensor) -> BackgroundOutput:
-        """Explain (B, 3, H, W) images."""
-        picture = self.picture(image)
+    def forward(self, image: Tensor, picture: Tensor | None = None) -> BackgroundOutput:
+        """Explain (B, 3, H, W) images; their `picture`, where it is there already, saves time."""
+        if picture is None:
+            picture = self.picture(image)
         small = F.adaptive_avg_pool2d(image - picture, self.coarse)
         q = Gaussian.from_raw(self.encoder(small.flatten(1)))
         kl = gaussian_kl(q, 0.0, 1.0).sum(1)
@@ -261,9 +280,10 @@ class Static(nn.Module):
         return self._draw(picture, z, kl)
 
     def generate(self, batch: int) -> BackgroundOutput:
-        """Draw backgrounds from the prior, all with the usual face."""
+        """Draw backgrounds from the prior, with the usual face of a scene."""
         z = torch.randn(batch, self.z_component, device=self.faces.device)
-        return self._draw(self.faces[:1], z, z.new_zeros(batch))
+        scene = torch.randint(self.scenes, (batch,), device=self.faces.device)
+        return self._draw(self.usual[scene], z, z.new_zeros(batch))
 
     def _draw(self, picture: Tensor, z: Tensor, kl: Tensor) -> BackgroundOutput:
         coarse = self.decoder(z).view(-1, 3, *self.coarse)
@@ -273,20 +293,28 @@ class Static(nn.Module):
 
 
 def long_runs(image: Tensor, least: int) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W) bool: in a row or column of `least` equal pixels or more."""
-    found = [
-        _run_length((image.diff(dim=dim) == 0).all(1, keepdim=True), dim) >= least
-        for dim in (-2, -1)
-    ]
-    return found[0] | found[1]
+    """(B, C, H, W) -> (B, 1, H, W) bool: pixels in a row or column of `least` equal ones."""
+
+    def same(dim: int) -> Tensor:
+        # Resizing leaves equal colours unequal in the last bit.
+        return (image.diff(dim=dim).abs() < 0.5 / 255).all(1, keepdim=True)
+
+    return _in_runs(same(-2), -2, least) | _in_runs(same(-1), -1, least)
 
 
-def _run_length(same: Tensor, dim: int) -> Tensor:
-    """(…, n - 1) bool whether a pixel equals the one before -> (…, n) how long its run is."""
+def _in_runs(same: Tensor, dim: int, least: int) -> Tensor:
+    """(…, n - 1) bool whether a pixel equals the one before -> (…, n) whether its run is as long.
+
+    By sums, which cost the same however long a run is: a window of `least` pixels is all equal if
+    as many of its neighbours are, and a pixel is in a run if such a window holds it.
+    """
     same = same.transpose(dim, -1)
-    begins = F.pad(~same, (1, 0), value=True)
-    ends = F.pad(~same, (0, 1), value=True)
-    at = torch.arange(begins.shape[-1], device=same.device)
-    first = torch.where(begins, at, 0).cummax(-1).values
-    last = torch.where(ends, at, len(at)).flip(-1).cummin(-1).values.flip(-1)
-    return (last - first + 1).transpose(dim, -1)
+    count = same.shape[-1] + 1
+    if count < least:
+        return torch.zeros_like(F.pad(same, (0, 1))).transpose(dim, -1)
+    equal = F.pad(same.cumsum(-1, dtype=torch.int32), (1, 0))
+    begins = equal[..., least - 1 :] - equal[..., : count - least + 1] == least - 1
+    before = F.pad(begins.cumsum(-1, dtype=torch.int32), (1, 0))
+    at = torch.arange(count, device=same.device)
+    last, first = at.clamp(max=count - least) + 1, (at - least + 1).clamp(min=0)
+    return (before[..., last] > before[..., first]).transpose(dim, -1)

@@ -40,14 +40,16 @@ class SpaceConfig:
     """K components as in the paper, or a known picture with a weak residual."""
     faces: int = 1
     """F of the known picture: how many backgrounds a pixel may show."""
+    scenes: int = 1
+    """How many games' backgrounds are known."""
     flat: int = 0
     """Pixels in a row or column of one colour that are background wherever they are, where large
     areas change or scroll; 0 where they do not."""
     contrast: float = 24 / 255
     """How far from the known picture a pixel is seen to be an object's, for tight boxes."""
     reach: float = 1.0
-    """How much of z_where's box a tight box may fill from the middle: what is further out belongs to
-    a neighbour, where boxes were trained to have a margin."""
+    """How much of z_where's box a tight box may fill, from the middle: what is further out belongs
+    to a neighbour, where boxes were trained to have a margin."""
     distinct: float = 0.6
     """IoU with a likelier object's box from which on a box is the same object once more."""
     components: int = 3

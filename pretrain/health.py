@@ -31,7 +31,7 @@ SYMPTOMS: dict[Trouble, str] = {
 }
 
 # A run has converged when this many looks on end bring no better agreement than this.
-_LOOKS, _GAIN = 4, 0.002
+_LOOKS, _GAIN = 6, 0.002
 
 
 @dataclass(frozen=True)

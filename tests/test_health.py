@@ -86,12 +86,12 @@ class TestConvergence:
         assert not has_converged([0.1 * i for i in range(10)])
 
     def test_too_few_looks_tell_nothing(self) -> None:
-        assert not has_converged([0.9] * 4)
+        assert not has_converged([0.9] * 6)
 
-    def test_no_gain_over_four_looks_is_convergence(self) -> None:
-        assert has_converged([0.3, 0.9, 0.9, 0.9, 0.9, 0.9])
-        assert has_converged([0.3, 0.9, 0.89, 0.901, 0.88, 0.9])
-        assert not has_converged([0.3, 0.9, 0.89, 0.91, 0.88, 0.9])
+    def test_no_gain_over_six_looks_is_convergence(self) -> None:
+        assert has_converged([0.3, *[0.9] * 7])
+        assert has_converged([0.3, 0.9, 0.89, 0.901, 0.88, 0.9, 0.9, 0.9])
+        assert not has_converged([0.3, 0.9, 0.89, 0.91, 0.88, 0.9, 0.9, 0.9])
 
 
 class TestMending:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import objrl
 from objrl.models.median import Median, MedianConfig
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.models.space import Space
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import Findings, configure, look

@@ -9,25 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.scenery import Image
 from objrl.pretrain.joint import Frames
 from objrl.pretrain.space_task import Batch, SpaceTask
-
-
-def sample(store: Frames, split: str, count: int) -> Image:
-    """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    indices = store.split(split)
-    if not len(indices):
-        raise ValueError(
-            f"{store.path}: expected frames to train and to validate on, got none in "
-            f"'{split}': {len(store)} frames in all are too few; collect more"
-        )
-    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
-    return store.frames(indices[chosen])
 
 
 def choose(

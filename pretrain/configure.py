@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from objrl.models.median import MedianConfig, Scenes, Seen, enough_slots
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.schedule import Linear
 

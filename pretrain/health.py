@@ -7,8 +7,9 @@ nothing is an object, everything is, one box swallows many, one object is split 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from objrl.metrics import Truth, score
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.perceiver import Perceiver
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.schedule import Linear
@@ -30,8 +31,18 @@ SYMPTOMS: dict[Trouble, str] = {
     "split": "one object is split among many: most things are in several boxes",
 }
 
-# A run has converged when this many looks on end bring no better agreement than this.
-_LOOKS, _GAIN = 6, 0.002
+Advice = Literal["go on", "warn", "begin again", "end"]
+
+# A run is looked at so often, but not before so many steps more: fewer change too little.
+_LOOKS, _APART = 20, 25
+# It has converged when this many looks on end bring no better agreement than this.
+_PATIENCE, _GAIN = 6, 0.002
+# How far a run that has converged counts as being: the rates fall over what is left.
+_LAST = 0.6
+# How often a run begins before a collapse is only told, and what share of its steps that takes.
+_ATTEMPTS, _LEAST_LEFT = 3, 0.4
+# The first fifth may look like a collapse without being one.
+_EARLY = 0.2
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,56 @@ def _share(counts: list[npt.NDArray[np.int64]]) -> float:
 
 def has_converged(agreements: Sequence[float]) -> bool:
     """Say whether the last looks have brought nothing over the best one before them."""
-    if len(agreements) <= _LOOKS:
+    if len(agreements) <= _PATIENCE:
         return False
-    return max(agreements[-_LOOKS:]) < max(agreements[:-_LOOKS]) + _GAIN
+    return max(agreements[-_PATIENCE:]) < max(agreements[:-_PATIENCE]) + _GAIN
+
+
+@dataclass
+class Course:
+    """What the looks at a run have found so far; kept in its checkpoint.
+
+    Attributes:
+        planned: steps of this attempt.
+        agreements: with the baseline, look by look.
+        trouble: which collapse the last look saw.
+        mended: the collapses after which the run began again.
+        converged: the step at which it had.
+    """
+
+    planned: int
+    agreements: list[float] = field(default_factory=list)
+    trouble: Trouble | None = None
+    mended: list[Trouble] = field(default_factory=list)
+    converged: int | None = None
+
+    @property
+    def apart(self) -> int:
+        """Steps from look to look."""
+        return max(_APART, self.planned // _LOOKS)
+
+    def see(self, health: Health, step: int, steps: int, *, may_end: bool) -> Advice:
+        """Take in a look at a step, of so many, and say what follows.
+
+        A collapse that two looks on end have seen calls for another attempt, while there is time
+        for one. A run may end early if its schedules count in fractions of the run.
+        """
+        before, self.trouble = self.trouble, health.trouble
+        self.agreements.append(health.agreement)
+        if self.trouble and step >= _EARLY * self.planned:
+            time_left = steps - step >= _LEAST_LEFT * self.planned
+            if before == self.trouble and time_left and len(self.mended) < _ATTEMPTS - 1:
+                return "begin again"
+            return "go on" if before == self.trouble else "warn"
+        early = self.converged is None and self.end_of(step) < steps
+        if may_end and early and has_converged(self.agreements):
+            self.converged = step
+            return "end"
+        return "go on"
+
+    def end_of(self, step: int) -> int:
+        """Return how many steps a run has that converges at this one."""
+        return math.ceil(step / _LAST)
 
 
 def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.pretrain.configure import fit_canvas
 from objrl.pretrain.store import FrameStore
 
@@ -110,3 +110,26 @@ class JointStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def by_game(store: Frames, count: int = 1500) -> list[Image]:
+    """Return (n, H, W, 3) frames of `train` to look at, those of each game apart, of one size."""
+    if not isinstance(store, JointStore):
+        return [sample(store, "train", count)]
+    return [fit_canvas(sample(part, "train", count), store.size) for part in store.parts]
+
+
+def sample(store: Frames, split: str, count: int) -> Image:
+    """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    indices = store.split(split)
+    if not len(indices):
+        raise ValueError(
+            f"{store.path}: expected frames to train and to validate on, got none in "
+            f"'{split}': {len(store)} frames in all are too few; collect more"
+        )
+    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
+    return store.frames(indices[chosen])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from objrl.draw import contact_sheet
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.space_task import SpaceTask
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +25,13 @@ from tqdm import tqdm
 
 from objrl.atomic import write_atomically
 from objrl.draw import write_png
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.perceiver import FramePerceiver
-from objrl.pretrain.batches import Batches, sample
+from objrl.pretrain.batches import Batches
 from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
 from objrl.pretrain.configure import configure, fit_canvas, join, look
-from objrl.pretrain.health import SYMPTOMS, Trouble, has_converged, look_at, mended
-from objrl.pretrain.joint import Frames, JointStore
+from objrl.pretrain.health import SYMPTOMS, Course, Trouble, look_at, mended
+from objrl.pretrain.joint import Frames, by_game, sample
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
@@ -45,34 +43,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 SHEET, REPORT, LOGS = "sheet.png", "report.json", "logs"
-
-_LOOKS = 20
-"""How often a run is looked at."""
-_APART = 25
-"""Least steps between two looks; fewer change too little."""
-_ATTEMPTS = 3
-"""How often a run begins before a collapse is only told."""
-_LAST = 0.6
-"""How far a run that has converged counts as being; the rates fall over what is left."""
-
-
-@dataclass
-class History:
-    """What the looks at a run have found; kept in its checkpoint.
-
-    Attributes:
-        planned: steps of this attempt.
-        agreements: with the baseline, look by look.
-        trouble: which collapse the last look saw.
-        mended: the collapses after which the run began again.
-        converged: the step at which it had.
-    """
-
-    planned: int
-    agreements: list[float] = field(default_factory=list)
-    trouble: Trouble | None = None
-    mended: list[Trouble] = field(default_factory=list)
-    converged: int | None = None
 
 
 class Run:
@@ -103,7 +73,7 @@ class Run:
         self._shown = sample(store, "val", 48)
         self._found, self._pieces = None, None
         if recipe.self_configure:
-            self._found = found = join([look(frames) for frames in _by_game(store)])
+            self._found = found = join([look(frames) for frames in by_game(store)])
             recipe = configure(recipe, found)
             fabric.print(f"found in the frames: {found.describe()}")
             # The detector's boxes are the canvas's and not the frame's: so are these.
@@ -122,16 +92,16 @@ class Run:
         }
         self._about = json.loads(json.dumps(about))
         self.step, self.steps = 0, recipe.steps
-        self.history = History(**resumed.about["history"]) if resumed else History(self.steps)
-        for trouble in self.history.mended:
+        self.course = Course(**resumed.about["course"]) if resumed else Course(self.steps)
+        for trouble in self.course.mended:
             self._recipe, _ = mended(self._recipe, trouble)
         self._begin(resumed)
         if config.minutes and not resumed:
-            self.steps = self.history.planned = self._steps_in(60 * config.minutes)
+            self.steps = self.course.planned = self._steps_in(60 * config.minutes)
 
     def _begin(self, resumed: Checkpoint | None = None) -> None:
         """Build the task of this attempt, and take up the checkpoint where there is one."""
-        attempt = len(self.history.mended)
+        attempt = len(self.course.mended)
         torch.manual_seed(_mix(self._config.seed, attempt) if attempt else self._config.seed)
         self.task = SpaceTask(self._recipe, self._found)
         self._optimizers = self.task.optimizers()
@@ -167,7 +137,7 @@ class Run:
                     self._log_picture()
                 self.step += 1
                 bar.update()
-                if self.step % max(_APART, self.history.planned // _LOOKS) == 0 and not last:
+                if self.step % self.course.apart == 0 and not last:
                     trouble = self._look()
                     if trouble:
                         return trouble
@@ -186,31 +156,18 @@ class Run:
             What calls for another attempt: a collapse that the look before has seen too, while
             there is time for one.
         """
-        history = self.history
         health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
         self.task.train()
         if self._first:
             values = {f"health_{name}": value for name, value in health.describe().items()}
             self._fabric.log_dict(values, self.step)
-        before, history.trouble = history.trouble, health.trouble
-        # The first fifth may look like a collapse without being one.
-        if health.trouble and self.step >= 0.2 * history.planned:
-            if before != health.trouble:
-                self._warn(f"step {self.step}: {SYMPTOMS[health.trouble]}")
-            elif (
-                self.steps - self.step >= 0.4 * history.planned
-                and len(history.mended) < _ATTEMPTS - 1
-            ):
-                return health.trouble
-        history.agreements.append(health.agreement)
-        # The rates fall over the run's second half, so what ends early still ends in small steps.
-        if (
-            history.converged is None
-            and self._recipe.unit == "run"
-            and self.step < _LAST * self.steps
-            and has_converged(history.agreements)
-        ):
-            history.converged, self.steps = self.step, math.ceil(self.step / _LAST)
+        advice = self.course.see(health, self.step, self.steps, may_end=self._recipe.unit == "run")
+        if advice == "begin again":
+            return health.trouble
+        if advice == "warn" and health.trouble:
+            self._warn(f"step {self.step}: {SYMPTOMS[health.trouble]}")
+        if advice == "end":
+            self.steps = self.course.end_of(self.step)
             self._fabric.print(
                 f"converged at step {self.step}: {self.steps - self.step} more at falling rates"
             )
@@ -221,8 +178,7 @@ class Run:
         self._recipe, change = mended(self._recipe, trouble)
         self._warn(f"step {self.step}: {SYMPTOMS[trouble]}; beginning again: {change}")
         self.step, self.steps = 0, self.steps - self.step
-        history = self.history
-        self.history = History(self.steps, mended=[*history.mended, trouble])
+        self.course = Course(self.steps, mended=[*self.course.mended, trouble])
         self._begin()
         self._save()
 
@@ -251,8 +207,8 @@ class Run:
             **{name: self._about[name] for name in ("preset", "seed", "found")},
             "recipe": {**dataclasses.asdict(self._recipe), "steps": self.steps},
             "steps": self.step,
-            "converged": self.history.converged,
-            "mended": self.history.mended,
+            "converged": self.course.converged,
+            "mended": self.course.mended,
             "seconds": round(wall, 1),
             "cpu_seconds": round(cpu, 1),
             "machine": f"{platform.machine()}, {self._fabric.world_size} x "
@@ -384,15 +340,8 @@ class Run:
         if self._first:
             wall, cpu = self._clocks()
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
-            about = {**self._about, **far, "history": dataclasses.asdict(self.history)}
+            about = {**self._about, **far, "course": dataclasses.asdict(self.course)}
             save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
-
-
-def _by_game(store: Frames) -> list[Image]:
-    """Return frames to look at, those of each game together and all of one size."""
-    if not isinstance(store, JointStore):
-        return [sample(store, "train", 1500)]
-    return [fit_canvas(sample(part, "train", 1500), store.size) for part in store.parts]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

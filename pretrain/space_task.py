@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
-from objrl.models.scenery import Image
+from objrl.models.regions import Image
 from objrl.models.space import Space, SpaceConfig, SpaceOutput
 from objrl.models.space_background import Static
 from objrl.models.space_loss import (

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.scenery import Image, Scenery, survey
+from objrl.models.regions import Image
+from objrl.models.scenery import Scenery, survey
 
 HEIGHT, WIDTH = 60, 80
 MAX_SIDE, THRESHOLD = 20, 24

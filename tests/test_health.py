@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objrl.perceiver import FramePerceiver
-from objrl.pretrain.health import Health, Trouble, has_converged, look_at, mended
+from objrl.pretrain.health import Course, Health, Trouble, has_converged, look_at, mended
 from objrl.pretrain.presets import preset
 from objrl.schedule import Linear
 from objrl.slots import Slots
@@ -92,6 +92,42 @@ class TestConvergence:
         assert has_converged([0.3, *[0.9] * 7])
         assert has_converged([0.3, 0.9, 0.89, 0.901, 0.88, 0.9, 0.9, 0.9])
         assert not has_converged([0.3, 0.9, 0.89, 0.91, 0.88, 0.9, 0.9, 0.9])
+
+
+GOOD = Health(found=3, rows=16, expected=3, agreement=0.9)
+BAD = Health(found=0, rows=16, expected=3, agreement=0.0)
+
+
+class TestCourse:
+    def test_a_collapse_seen_twice_calls_for_another_attempt(self) -> None:
+        course = Course(planned=1000)
+        assert course.apart == 50
+        assert course.see(BAD, 150, 1000, may_end=True) == "go on"  # the first fifth
+        assert course.see(GOOD, 200, 1000, may_end=True) == "go on"
+        assert course.see(BAD, 250, 1000, may_end=True) == "warn"
+        assert course.see(BAD, 300, 1000, may_end=True) == "begin again"
+
+    def test_but_not_when_time_or_attempts_have_run_out(self) -> None:
+        late = Course(planned=1000, trouble="nothing")
+        assert late.see(BAD, 700, 1000, may_end=True) == "go on"
+        third = Course(planned=1000, trouble="nothing", mended=["nothing", "split"])
+        assert third.see(BAD, 300, 1000, may_end=True) == "go on"
+
+    def test_a_run_that_has_converged_ends_once_and_early(self) -> None:
+        course = Course(planned=1000)
+        said = [course.see(GOOD, 50 * i, 1000, may_end=True) for i in range(1, 10)]
+        assert said == ["go on"] * 6 + ["end"] + ["go on"] * 2
+        assert course.converged == 350
+        assert 350 < course.end_of(350) < 1000
+
+    def test_schedules_in_steps_run_to_their_end(self) -> None:
+        course = Course(planned=1000)
+        said = {course.see(GOOD, 50 * i, 1000, may_end=False) for i in range(1, 15)}
+        assert said == {"go on"}
+
+    def test_near_its_end_a_run_goes_on_to_it(self) -> None:
+        course = Course(planned=1000, agreements=[0.9] * 20)
+        assert course.see(GOOD, 950, 1000, may_end=True) == "go on"
 
 
 class TestMending:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objrl.models.pieces import Palette, find_pieces, learn_palette
-from objrl.models.scenery import Image, Labels, Scenery, coarse_colours
+from objrl.models.regions import Image, Labels, coarse_colours
+from objrl.models.scenery import Scenery
 from tests.drawn import (
     GREEN,
     GROUND,

@@ -12,15 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from objrl.models.scenery import (
-    Image,
-    Scenery,
-    areas,
-    components,
-    differs,
-    large_areas,
-    median_frame,
-)
+from objrl.models.regions import Image, areas, components, differs, large_areas
+from objrl.models.scenery import Scenery, median_frame
 from tests.drawn import (
     GREEN,
     GROUND,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from objrl import load
-from objrl.models.space import Space, SpaceConfig, SpaceOutput, clip_boxes, tight_boxes
+from objrl.models.boxes import clip_boxes, tight_boxes
+from objrl.models.space import Space, SpaceConfig, SpaceOutput
 from objrl.models.space_background import Static
 from objrl.models.space_loss import Priors, boundary_loss, elbo_terms
 from objrl.weights import save_weights

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objrl.pretrain import run
+from objrl.pretrain import health, run
 from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
@@ -162,7 +162,7 @@ class TestTrouble:
                     self.model.foreground.heads.bias[0] = bias  # tanh saturates: no way back
 
         monkeypatch.setattr(run, "SpaceTask", Collapsed)
-        monkeypatch.setattr(run, "_APART", 2)
+        monkeypatch.setattr(health, "_APART", 2)
         with pytest.warns(UserWarning, match=f"{said}.*; beginning again: presence") as caught:
             train(config(data, tmp_path / "run", steps=12, checkpoint_every=0))
         again = [entry for entry in caught if "beginning again" in str(entry.message)]

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.models.pieces import Boxes, Palette, find_pieces, learn_palette
-from objrl.models.scenery import Image, Labels, Scenery, survey
+from objrl.models.regions import Image, Labels
+from objrl.models.scenery import Scenery, survey
 from objrl.perceiver import Decomposition
 from objrl.slots import Slots
 

@@ -16,7 +16,8 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.scenery import Image, Labels, Scenery, areas, coarse_colours, components
+from objrl.models.regions import Image, Labels, areas, coarse_colours, components
+from objrl.models.scenery import Scenery
 
 Boxes = npt.NDArray[np.float32]
 

@@ -14,15 +14,25 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
-
-_SQUARE = np.ones((3, 3), np.uint8)
+from objrl.models.regions import (
+    Image,
+    Labels,
+    Mask,
+    areas,
+    components,
+    connected,
+    differs,
+    exact_colours,
+    flat_pieces,
+    has_a_shape,
+    large_areas,
+    looks_of,
+    paint_over,
+    ring_of,
+)
 
 CHANGING = 0.03
 """Share of the pixels that differ from the median and yet belong to large areas of one colour,
@@ -99,7 +109,7 @@ class Scenery:
     @cached_property
     def _beside(self) -> _Pixels:
         """The pixels around what stands, and what they would show if it were larger."""
-        ring = _ring(self.standing)
+        ring = ring_of(self.standing)
         owner = ring.ravel()[np.flatnonzero(ring)]
         mean = [
             np.bincount(self._stand.owner, self._stand.colour[:, c], owner.max(initial=0) + 1)
@@ -111,13 +121,6 @@ class Scenery:
         )
         other = ~pixels.like(self.faces[0], self.threshold)
         return _Pixels(pixels.at[other], owner[other], pixels.colour[other])
-
-
-def differs(frame: Image, background: Image, threshold: int) -> Image:
-    """Return (H, W) uint8, 1 where any channel is further than `threshold` from the background."""
-    red, green, blue = cv2.split(cv2.absdiff(frame, background))
-    most = cv2.max(cv2.max(red, green), blue)
-    return cv2.threshold(most, threshold, 1, cv2.THRESH_BINARY)[1].astype(np.uint8, copy=False)
 
 
 def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
@@ -179,10 +182,10 @@ def without_what_vanishes(
         least: in how many frames.
     """
     for side in (max_side // 4, max_side // 2, max_side):
-        pieces, count = _flat_pieces(image, side)
+        pieces, count = flat_pieces(image, side)
         if not count:
             continue
-        bare = _paint_over(image, pieces > 0)
+        bare = paint_over(image, pieces > 0)
         where = np.flatnonzero(pieces)
         owner = pieces.ravel()[where]
         size = np.maximum(np.bincount(owner, minlength=count + 1), 1)
@@ -198,7 +201,7 @@ def without_what_vanishes(
                 vanished += lost
         can = vanished >= least
         # What looks just like a thing that can vanish can vanish too, seen so far or not.
-        looks = dict(_looks(image, pieces, areas(pieces, count)))
+        looks = dict(looks_of(image, pieces, areas(pieces, count)))
         kinds = Counter(look for index, look in looks.items() if can[index])
         for index, look in looks.items():
             can[index] |= kinds[look] >= least
@@ -225,34 +228,21 @@ def without_what_moves_elsewhere(
     seen: dict[bytes, set[int]] = defaultdict(set)
     for frame in frames[:: 1 + len(frames) // 200]:
         far = differs(frame, image, threshold)
-        labels, stats = _connected(far, 8)
-        for index, look in _looks(frame, labels, stats):
-            if _has_a_shape(stats[index]):
+        labels, stats = connected(far, 8)
+        for index, look in looks_of(frame, labels, stats):
+            if has_a_shape(stats[index]):
                 seen[look].add(int(stats[index, 1]) * 4096 + int(stats[index, 0]))
     for side in (max_side // 4, max_side // 2, max_side):
-        pieces, count = _flat_pieces(image, side)
+        pieces, count = flat_pieces(image, side)
         if not count:
             continue
         stats = areas(pieces, count)
         known = np.zeros(count + 1, bool)
-        for index, look in _looks(image, pieces, stats):
+        for index, look in looks_of(image, pieces, stats):
             known[index] = len(seen.get(look, ())) >= places
         if known.any():
-            image = np.where(known[pieces][..., None], _paint_over(image, known[pieces]), image)
+            image = np.where(known[pieces][..., None], paint_over(image, known[pieces]), image)
     return image
-
-
-def large_areas(image: Image, max_side: int) -> Image:
-    """Return (H, W) uint8, 1 in areas of one colour that are wider or taller than any object."""
-    code = _colours(image)
-    large = np.zeros(code.shape, np.uint8)
-    colours, counts = np.unique(code, return_counts=True)
-    for colour in colours[counts > max_side]:
-        labels, stats = _connected((code == colour).astype(np.uint8), 4)
-        wide = (stats[:, 2] > max_side) | (stats[:, 3] > max_side)
-        wide[0] = False
-        large |= wide[labels].astype(np.uint8)
-    return large
 
 
 def _standing(median: Image, usual: Image, frames: Image, threshold: int) -> Labels:
@@ -264,7 +254,7 @@ def _standing(median: Image, usual: Image, frames: Image, threshold: int) -> Lab
     far = differs(median, usual, threshold)
     labels, stats = components(far)
     labels, count = labels * far, len(stats)
-    size, ring = np.bincount(labels.ravel(), minlength=count), _ring(labels)
+    size, ring = np.bincount(labels.ravel(), minlength=count), ring_of(labels)
     length = np.bincount(ring.ravel(), minlength=count)
     whole, alone = np.zeros(count), np.zeros(count)
     for frame in frames:
@@ -276,26 +266,6 @@ def _standing(median: Image, usual: Image, frames: Image, threshold: int) -> Lab
     stands = (whole >= 0.1 * len(frames)) & (alone >= 0.5 * whole)
     stands[0] = False
     return np.where(stands, np.cumsum(stands), 0)[labels].astype(np.int32)
-
-
-def _ring(labels: Labels) -> Labels:
-    """Label the pixels beside labelled ones, 0 elsewhere."""
-    grown = cv2.dilate(labels.astype(np.float32), _SQUARE).astype(np.int32)
-    return np.where(labels == 0, grown, 0).astype(np.int32)
-
-
-def components(far: Image) -> tuple[Labels, Labels]:
-    """Label (H, W) pieces; a closing joins a sprite's loose pixels. Stats are OpenCV's."""
-    # Framed, for at the border OpenCV's closing would let what is near grow up to it.
-    framed = cv2.copyMakeBorder(far, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    closed = np.ascontiguousarray(cv2.morphologyEx(framed, cv2.MORPH_CLOSE, _SQUARE)[1:-1, 1:-1])
-    return _connected(closed.astype(np.uint8, copy=False), 8)
-
-
-def _connected(mask: Image, connectivity: int) -> tuple[Labels, Labels]:
-    """Label (H, W) pieces, and return x, y, width, height, area of every label; 0 is the rest."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
-    return labels.astype(np.int32, copy=False), stats.astype(np.int32, copy=False)
 
 
 def _faces(
@@ -323,7 +293,7 @@ def _faces(
         lambda: np.zeros(usual.shape[:2], np.int32)
     )
     for frame, area in zip(frames, large, strict=True):
-        code = _exact(frame)
+        code = exact_colours(frame)
         colours, sizes = np.unique(code[area > 0], return_counts=True)
         for colour in colours[sizes > max_side]:
             counts[int(colour)] += (code == colour) & (area > 0)
@@ -341,101 +311,3 @@ def _faces(
             break
         faces.append(face)
     return np.stack(faces)
-
-
-def _looks(image: Image, labels: Labels, stats: Labels) -> list[tuple[int, bytes]]:
-    """Say what labelled pieces look like, to the pixel: pairs of label and look.
-
-    stats are OpenCV's: x, y, width, height, area by label.
-    """
-    code = coarse_colours(image)
-    found = []
-    for index, (x, y, w, h, area) in enumerate(stats.tolist()):
-        if index == 0 or area == 0:
-            continue
-        part = slice(y, y + h), slice(x, x + w)
-        patch = np.where(labels[part] == index, code[part], -1)
-        key = min(patch.tobytes(), np.ascontiguousarray(patch[:, ::-1]).tobytes())
-        found.append((index, bytes((w % 256, h % 256)) + key))
-    return found
-
-
-def _has_a_shape(stats: Labels) -> bool:
-    """Whether a piece is more than a speck or a full rectangle."""
-    _, _, w, h, area = stats.tolist()
-    return bool(area >= 16 and area <= 0.95 * w * h)
-
-
-def areas(labels: Labels, count: int) -> Labels:
-    """Return (count + 1, 5) int32 x, y, width, height, area of every label; row 0 means nothing."""
-    y, x = np.nonzero(labels)
-    owner = labels[y, x]
-    low = np.full((count + 1, 2), 1 << 20, np.int32)
-    high = np.zeros((count + 1, 2), np.int32)
-    place = np.stack([x, y], axis=1).astype(np.int32)
-    np.minimum.at(low, owner, place)
-    np.maximum.at(high, owner, place + 1)
-    area = np.bincount(owner, minlength=count + 1).astype(np.int32)
-    return np.concatenate([low, high - low, area[:, None]], axis=1)
-
-
-def _flat_pieces(image: Image, max_side: int) -> tuple[Labels, int]:
-    """Label (H, W) the pieces that stand out from the larger areas of one colour, 0 elsewhere.
-
-    Small areas that touch make one piece, or where that would be too large, one each.
-
-    Returns:
-        The labels, from 1 on without a gap, and how many there are.
-    """
-    code = _colours(image)
-    small = np.zeros(code.shape, np.int32)
-    count = 0
-    for colour in np.unique(code):
-        labels, stats = _connected((code == colour).astype(np.uint8), 8)
-        number = _numbered(stats, max_side)
-        small = np.where(number[labels] > 0, number[labels] + count, small)
-        count += int(number.max())
-    labels, stats = _connected((small > 0).astype(np.uint8), 8)
-    number = _numbered(stats, max_side)
-    # What fits as a whole, and after that the parts of what does not.
-    pieces = np.where(number[labels] > 0, number[labels], np.where(small, count + 1 + small, 0))
-    _, pieces = np.unique(np.append(pieces, 0), return_inverse=True)
-    return pieces[:-1].reshape(code.shape).astype(np.int32), int(pieces.max())
-
-
-def _numbered(stats: Labels, max_side: int) -> Labels:
-    """Number OpenCV's components that are no larger than that from 1 on; the others have 0."""
-    fits = (stats[:, 2] <= max_side) & (stats[:, 3] <= max_side)
-    fits[0] = False
-    return np.cumsum(fits, dtype=np.int32) * fits
-
-
-def coarse_colours(image: Image) -> Labels:
-    """(…, 3) uint8 -> (…) int32 one number a colour, of 16 shades a channel."""
-    parts = (image >> 4).astype(np.int32)
-    return (parts[..., 0] << 8) | (parts[..., 1] << 4) | parts[..., 2]
-
-
-def _exact(image: Image) -> Labels:
-    """(H, W, 3) -> (H, W) one number a colour."""
-    parts = image.astype(np.int32)
-    return (parts[..., 0] << 16) | (parts[..., 1] << 8) | parts[..., 2]
-
-
-def _colours(image: Image) -> Labels:
-    """(H, W, 3) -> (H, W) one number a colour; coarser ones where there are very many."""
-    for bits in (8, 4, 2):
-        code = _exact((image >> (8 - bits)).astype(np.uint8))
-        if len(np.unique(code)) <= 64:
-            break
-    return code
-
-
-def _paint_over(image: Image, hidden: Mask) -> Image:
-    """Give hidden pixels the colour of the nearest one that is not."""
-    _, nearest = cv2.distanceTransformWithLabels(
-        hidden.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    colours = np.zeros((nearest.max() + 1, 3), np.uint8)
-    colours[nearest[~hidden]] = image[~hidden]
-    return np.where(hidden[..., None], colours[nearest], image)

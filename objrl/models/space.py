@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
+from objrl.models.boxes import clip_boxes, repeated, tight_boxes
 from objrl.models.space_background import BackgroundOutput, Components, Static
 from objrl.models.space_foreground import Cells, Foreground, SpaceConfig
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
@@ -290,58 +291,3 @@ def _pad_rows(field: Tensor, rows: int) -> Tensor:
     if missing <= 0:
         return field
     return torch.cat([field, field.new_zeros(len(field), missing, *field.shape[2:])], dim=1)
-
-
-def clip_boxes(box: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """(B, K, 4) boxes -> the part of each that lies on the canvas, at least one pixel of it."""
-    scale, centre = box[..., :2], box[..., 2:]
-    pixel = 2 / max(canvas)
-    low = (centre - scale).clamp(-1, 1 - pixel)
-    high = torch.maximum((centre + scale).clamp(max=1), low + pixel)
-    return torch.cat([(high - low) / 2, (low + high) / 2], dim=-1)
-
-
-def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
-    """(B, K, 4) boxes, (B, K, 1) presence by falling value -> (B, K, 1) bool: seen before.
-
-    An object between two cells may be found by both. A box counts as a repetition if it overlaps
-    one further up by an IoU above `distinct`, be that one a repetition or not: all at once, so
-    that there is no loop over boxes.
-    """
-    scale, centre = box[..., :2], box[..., 2:]
-    low, high = centre - scale, centre + scale
-    shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
-        low[:, :, None], low[:, None]
-    )
-    both = shared.clamp(min=0).prod(-1)
-    area = (high - low).prod(-1)
-    iou = both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
-    same = (iou > distinct) & (presence > 0).mT
-    return same.tril(diagonal=-1).any(2, keepdim=True)
-
-
-def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:
-    """(B, K, g, g) outlines in (B, K, 4) boxes -> (B, K, 4) boxes around what they show.
-
-    An edge lies where the outline's profile crosses half of its maximum, at a fraction of a pixel
-    by linear interpolation. z_where itself obeys its prior and is up to 1.7 times too wide.
-    """
-    edges = [_extent(mask.amax(dim)) for dim in (-2, -1)]  # over rows: x; over columns: y
-    low, high = (torch.stack([edge[i] for edge in edges], -1).clamp(-reach, reach) for i in (0, 1))
-    scale, centre = z_where[..., :2], z_where[..., 2:]
-    return torch.cat([scale * (high - low) / 2, centre + scale * (low + high) / 2], dim=-1)
-
-
-def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, g) -> where it first and last crosses half of its maximum, in [-1, 1]."""
-    count = profile.shape[-1]
-    half = profile.amax(-1, keepdim=True).clamp(max=1) / 2
-
-    def first(values: Tensor) -> Tensor:
-        at = (values >= half).to(torch.uint8).argmax(-1, keepdim=True)
-        inside = values.gather(-1, at)
-        outside = values.gather(-1, (at - 1).clamp(min=0)) * (at > 0)
-        cross = (half - outside) / (inside - outside).clamp(min=1e-6)
-        return ((at - 0.5 + cross) * 2 / count - 1)[..., 0].clamp(-1, 1)
-
-    return first(profile), -first(profile.flip(-1))

@@ -5,15 +5,18 @@ In the order of use:
 - `collect`: play a game and keep its frames (`objrl collect`); `policies` is who plays meanwhile,
   at random or a saved SB3 agent.
 - `store`: the file of frames, `FrameStore` to read and `FrameWriter` to write; `hdf5` is what is
-  under it, `minari` brings frames from and to Minari.
+  under it, `minari` brings frames from and to Minari, `joint` reads several files as one.
+- `rooms`: 3D rooms drawn by MuJoCo, with boxes and masks (`objrl rooms`); `studio` draws them.
 - `configure`: read the frames and set a model's priors by them.
 - `presets`: the training recipes as values.
 - `train`: what `objrl pretrain` checks before it begins; `run` is the one loop for every model,
-  `space_task` what SPACE brings, `batches` feeds it, `checkpoint` keeps it, `stopping` lets it
-  end cleanly, `report` sums it up.
+  `health` tells whether it goes well and what mends it, `space_task` is what SPACE brings,
+  `batches` feeds it, `checkpoint` keeps it, `stopping` lets it end cleanly, `report` sums it up.
 - `evaluate`: scores, by labelled frames or without (`objrl evaluate`); `measure` computes them,
-  `truth` reads the labels.
-- `ship`: for maintainers, a run's weights into the package, with scores and a model card.
+  `truth` reads the labels, `ram_truth` makes some (`objrl truth`), `probe` asks what `what` knows,
+  with the plain `learners`; `results` and `results_page` do it for everything that is shipped.
+- `fleet` and `ship`, for maintainers: train every game that is shipped, and put a run's weights
+  into the package with scores and a model card.
 
 May import `objrl` and `objrl.wrappers`; needs the extra `objrl[pretrain]`.
 """

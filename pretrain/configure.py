@@ -40,7 +40,7 @@ class Findings:
     largest: float
     rows: int
 
-    def describe(self) -> dict[str, float | str]:
+    def describe(self) -> dict[str, float | str | bool]:
         """Return what is logged and stored with the weights."""
         sceneries = [seen.scenery for seen in self.seen.every]
         changing = any(scenery.changing for scenery in sceneries)
@@ -50,6 +50,7 @@ class Findings:
         }
         return {
             "background": "changing" if changing else "static",
+            "shaded": any(scenery.shaded for scenery in sceneries),
             "scenes": len(sceneries),
             "faces": max(len(scenery.faces) for scenery in sceneries),
             "standing": max(int(scenery.standing.max()) for scenery in sceneries),
@@ -157,6 +158,10 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
         share = min(max(share * recipe.margin, 0.01), 0.9)
         return Linear(math.log(share / (1 - share)))
 
+    if any(scenery.shaded and scenery.changing for scenery in sceneries):
+        # Nothing but the mask tells an outline there, so the mask is taught to the end.
+        model = replace(model, background="smooth")
+        recipe = replace(recipe, alpha_evidence=Linear(1.0))
     return replace(
         recipe,
         model=model,

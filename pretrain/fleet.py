@@ -1,7 +1,7 @@
 """Train a detector for every game that is shipped, several games side by side.
 
-For maintainers, in a checkout: `python -m objrl.pretrain.fleet --workers 2`, then
-`objrl.pretrain.ship` for each. Every game gets the same command, which is what a user would type:
+For maintainers, in a checkout: `python -m objrl.pretrain.fleet --workers 2`, and again with `--ship`
+to put them all into the package. Every game gets the same command, which is what a user would type:
 `objrl pretrain --env ALE/<game>-v5 --minutes 10 --threads 1`. What is finished is left alone, what
 was killed goes on.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objrl.pretrain.run import CHECKPOINT, WEIGHTS
+from objrl.pretrain.ship import ShipConfig, ship
+from objrl.wrappers.object_slots import game_of
 
 GAMES = (
     *("SpaceInvaders", "AirRaid", "Riverraid", "MontezumaRevenge", "Asterix", "Atlantis"),
@@ -39,6 +41,11 @@ class FleetConfig:
     """Games trained at once, one thread each."""
     out: Path = Path("runs")
     """Folder of the runs."""
+    ship: bool = False
+    """Ship what is trained, in place of training."""
+    truth_dirs: tuple[Path, ...] = ()
+    """Folders with labelled frames, Pong.npz say, to measure what is shipped by; of several with the
+    same game the first counts."""
 
 
 def run_of(config: FleetConfig, game: str) -> Path:
@@ -54,6 +61,20 @@ def train_fleet(config: FleetConfig) -> list[str]:
     for game in failed:
         print(f"{game} failed: see {run_of(config, game)}.log", file=sys.stderr)
     return failed
+
+
+def ship_fleet(config: FleetConfig) -> None:
+    """Ship the runs that are finished, each measured on labelled frames where there are some."""
+    for game in config.games:
+        weights = run_of(config, game) / WEIGHTS
+        if not weights.exists():
+            print(f"{game}: not trained yet", file=sys.stderr)
+            continue
+        labelled = [d / f"{game}.npz" for d in config.truth_dirs if (d / f"{game}.npz").exists()]
+        ids = (f"ALE/{game}-v5", f"{game}NoFrameskip-v4")
+        name = f"space-{game_of(ids[0])}"
+        ship(ShipConfig(weights, name, ids, truth=labelled[0] if labelled else None))
+        print(f"shipped: {name}")
 
 
 def _train(config: FleetConfig, game: str) -> int:
@@ -73,4 +94,5 @@ def _train(config: FleetConfig, game: str) -> int:
 if __name__ == "__main__":
     import tyro
 
-    sys.exit(bool(train_fleet(tyro.cli(FleetConfig))))
+    asked = tyro.cli(FleetConfig)
+    sys.exit(ship_fleet(asked) if asked.ship else bool(train_fleet(asked)))

@@ -117,9 +117,20 @@ def _card(
             f"| {name} | {row['objects']} | {row['recall_centre']:.2f} | {row['recall_iou']:.2f} |"
             for name, row in report.classes().items()
         ]
-    if config.misses:
-        lines += ["", "## Known misses", "", config.misses]
+    misses = config.misses or (_missed(report) if report is not None else "")
+    if misses:
+        lines += ["", "## Known misses", "", misses]
     return "\n".join(lines) + "\n"
+
+
+def _missed(report: Report, share: float = 0.6) -> str:
+    """Name the classes of which less than that share is found."""
+    few = [
+        f"{name} ({row['recall_centre']:.0%} of {row['objects']:.0f})"
+        for name, row in report.classes().items()
+        if row["recall_centre"] < share
+    ]
+    return f"Of these it finds few, by centre: {', '.join(few)}." if few else ""
 
 
 def _say(values: Mapping[str, Any], phrases: Mapping[str, str]) -> str:

@@ -85,13 +85,19 @@ class SpaceTask(nn.Module):
         z_where = torch.zeros(len(frames), config.cells, 4)
         alpha = torch.zeros(len(frames), 1, height, width, dtype=torch.uint8)
         for b, frame in enumerate(sized):
-            boxes, labels = self.found.seen.pieces(frame)
+            seen = self.found.seen.of(frame)
+            boxes, labels = seen.pieces(frame)
+            shown = labels > 0
+            if seen.scenery.shaded:
+                # Things of one hue run together and make no piece: how many, the ELBO must say.
+                shown |= seen.scenery.differs(frame) > 0
+                weight[b, at_centres(shown & (labels == 0), config), 0] = 0
             cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
             presence[b, cell, 0] = 1
             weight[b, cells_within(boxes, config), 0] = self.recipe.split_weight
             weight[b, cell, 0] = 1
             z_where[b, cell] = where
-            alpha[b, 0] = torch.from_numpy((labels > 0).astype(np.uint8))
+            alpha[b, 0] = torch.from_numpy(shown.astype(np.uint8))
         return Batch(torch.from_numpy(sized), presence, weight, z_where, alpha)
 
     def forward(self, batch: Batch, at: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -148,6 +154,15 @@ def blobs_by_cell(
     scale = np.minimum((boxes[:, 2:] - boxes[:, :2]) * margin / side, 0.99)
     where = np.concatenate([scale, 2 * centre / side - 1], axis=1)[first]
     return torch.from_numpy(cell), torch.from_numpy(where.astype(np.float32))
+
+
+def at_centres(
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], config: SpaceConfig
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """(H, W) bool -> (N,) what it is at the cells' centres."""
+    rows, columns = (np.arange(n) * config.cell + config.cell // 2 for n in config.grid)
+    at: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = mask[np.ix_(rows, columns)].ravel()
+    return at
 
 
 def cells_within(

@@ -46,6 +46,8 @@ class MedianConfig:
     """C, how many colours of moving things are known; `fit` finds it."""
     changing: bool = False
     """Whether large areas of one colour are background wherever they are; `fit` finds it."""
+    shaded: bool = False
+    """Whether there are light and shadow; `fit` finds it."""
 
     @property
     def max_side(self) -> int:
@@ -154,6 +156,7 @@ class Median(nn.Module):
             faces=len(scenery.faces),
             colours=len(palette.colours),
             changing=scenery.changing,
+            shaded=scenery.shaded,
         )
         model = cls(found)
         for name, value in (
@@ -173,7 +176,8 @@ class Median(nn.Module):
         )
         config = self.config
         scenery = Scenery(
-            faces, median, standing, config.changing, config.max_side, config.threshold
+            *(faces, median, standing, config.changing, config.shaded),
+            *(config.max_side, config.threshold),
         )
         return Seen(scenery, Palette(colours, joined), config.min_area)
 

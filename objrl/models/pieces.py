@@ -16,7 +16,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import numpy.typing as npt
 
-from objrl.models.regions import Image, Labels, areas, coarse_colours, components
+from objrl.models.regions import Image, Labels, areas, components, opened
 from objrl.models.scenery import Scenery
 
 Boxes = npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ class Palette:
     """Which colours belong to the same things.
 
     Attributes:
-        colours: (C,) int32 those of moving things, rising, as `coarse_colours` numbers them.
+        colours: (C,) int32 those of moving things, rising, as `Scenery.colours` numbers them.
         joined: (C, C) bool whether two of them are mostly seen in one piece.
     """
 
@@ -73,8 +73,10 @@ def learn_palette(
     both: Counter[tuple[int, int]] = Counter()
     for frame in frames:
         far, _ = _moving(frame, scenery)
-        for _, colours, counts in _coloured(frame, far, components(far)[0]):
-            some = sorted(colours[counts >= pixels].tolist())
+        for _, colours, counts in _coloured(scenery, frame, far, components(far)[0]):
+            # Between shaded things every mixture of their hues is seen, but of none is there much.
+            enough = counts.sum() / 5 if scenery.shaded else pixels
+            some = sorted(colours[counts >= enough].tolist())
             one.update(some)
             both.update(combinations(some, 2))
     known = sorted(colour for colour, count in one.items() if count >= least)
@@ -97,11 +99,11 @@ def find_pieces(
     """
     far, still = _moving(frame, scenery)
     labels, stats = components(far)
-    for piece, colours, counts in list(_coloured(frame, far, labels)):
+    for piece, colours, counts in list(_coloured(scenery, frame, far, labels)):
         group = palette.groups(colours, counts)
         if (group != group[0]).any():
             parts = [colours[group == g] for g in np.unique(group)]
-            stats = _split(frame, far, labels, stats, piece, parts)
+            stats = _split(scenery, frame, far, labels, stats, piece, parts)
     labels, stats = _with(labels, stats, still)
     x, y, w, h, area = stats.T
     fits = (area >= min_area) & (w <= scenery.max_side) & (h <= scenery.max_side)
@@ -130,11 +132,11 @@ def _with(labels: Labels, stats: Labels, still: Labels) -> tuple[Labels, Labels]
 
 
 def _coloured(
-    frame: Image, far: Image, labels: Labels
+    scenery: Scenery, frame: Image, far: Image, labels: Labels
 ) -> Iterator[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
     """Yield each piece with the colours in it and how many pixels each has."""
     at = np.flatnonzero(far)
-    code = coarse_colours(frame.reshape(-1, 3)[at])
+    code = scenery.colours(frame.reshape(-1, 3)[at])
     key, counts = np.unique(labels.ravel()[at].astype(np.int64) << 32 | code, return_counts=True)
     owner = key >> 32
     colour = (key & 0xFFFFFFFF).astype(np.int32)
@@ -144,6 +146,7 @@ def _coloured(
 
 
 def _split(
+    scenery: Scenery,
     frame: Image,
     far: Image,
     labels: Labels,
@@ -155,11 +158,13 @@ def _split(
     x, y, w, h, _ = stats[piece]
     part = slice(y, y + h), slice(x, x + w)
     inside = labels[part] == piece
-    code = coarse_colours(frame[part])
+    code = scenery.colours(frame[part])
     labels[part][inside] = 0
     stats[piece, 4] = 0
     for colours in groups:
         mine = np.isin(code, colours) & (far[part] > 0) & inside
+        if scenery.shaded:
+            mine = opened(mine.astype(np.uint8)) > 0
         found, more = components(mine.astype(np.uint8))
         # A closing takes no pixel that another group has, before or after.
         free = (found > 0) & inside & ((labels[part] == 0) | mine)

@@ -24,7 +24,15 @@ def differs(frame: Image, background: Image, threshold: int) -> Image:
 
 
 def large_areas(image: Image, max_side: int) -> Image:
-    """Return (H, W) uint8, 1 in areas of one colour that are wider or taller than any object."""
+    """Return (H, W) uint8, 1 in areas of one colour that are wider or taller than any object.
+
+    In a shaded picture an area ends where the hue jumps, which light and shadow hardly change.
+    """
+    if is_shaded(image):
+        labels, stats = connected(1 - _jumps(image), 4)
+        wide = (stats[:, 2] > max_side) | (stats[:, 3] > max_side)
+        wide[0] = False
+        return wide[labels].astype(np.uint8)
     code = _colours(image)
     large = np.zeros(code.shape, np.uint8)
     colours, counts = np.unique(code, return_counts=True)
@@ -34,6 +42,21 @@ def large_areas(image: Image, max_side: int) -> Image:
         wide[0] = False
         large |= wide[labels].astype(np.uint8)
     return large
+
+
+def is_shaded(image: Image) -> bool:
+    """Say whether an image has too many colours for areas of one."""
+    return len(np.unique(exact_colours(image))) > 256
+
+
+def _jumps(image: Image, least: float = 0.03) -> Image:
+    """Return (H, W) uint8, 1 where red or green has another share of the light than beside."""
+    light = image.astype(np.float32) + 1
+    share = light[..., :2] / light.sum(2, keepdims=True)
+    jumps = np.zeros(image.shape[:2], np.uint8)
+    jumps[:, 1:] |= (np.abs(np.diff(share, axis=1)).max(2) > least).astype(np.uint8)
+    jumps[1:] |= (np.abs(np.diff(share, axis=0)).max(2) > least).astype(np.uint8)
+    return jumps
 
 
 def ring_of(labels: Labels) -> Labels:
@@ -48,6 +71,12 @@ def components(far: Image) -> tuple[Labels, Labels]:
     framed = cv2.copyMakeBorder(far, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     closed = np.ascontiguousarray(cv2.morphologyEx(framed, cv2.MORPH_CLOSE, _SQUARE)[1:-1, 1:-1])
     return connected(closed.astype(np.uint8, copy=False), 8)
+
+
+def opened(mask: Image) -> Image:
+    """Take away from a (H, W) mask what is thinner than three pixels: lines between areas."""
+    thick: Image = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _SQUARE).astype(np.uint8, copy=False)
+    return thick
 
 
 def connected(mask: Image, connectivity: int) -> tuple[Labels, Labels]:
@@ -127,6 +156,13 @@ def coarse_colours(image: Image) -> Labels:
     """(…, 3) uint8 -> (…) int32 one number a colour, of 16 shades a channel."""
     parts = (image >> 4).astype(np.int32)
     return (parts[..., 0] << 8) | (parts[..., 1] << 4) | parts[..., 2]
+
+
+def hues(image: Image) -> Labels:
+    """(…, 3) uint8 -> (…) int32 one of twelve hues, or 12 where there is hardly any."""
+    flat = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2HSV).reshape(image.shape)
+    hue = (flat[..., 0].astype(np.int32) + 7) // 15 % 12
+    return np.where(flat[..., 1] < 40, 12, hue).astype(np.int32)
 
 
 def exact_colours(image: Image) -> Labels:

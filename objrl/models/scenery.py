@@ -22,14 +22,18 @@ from objrl.models.regions import (
     Labels,
     Mask,
     areas,
+    coarse_colours,
     components,
     connected,
     differs,
     exact_colours,
     flat_pieces,
     has_a_shape,
+    hues,
+    is_shaded,
     large_areas,
     looks_of,
+    opened,
     paint_over,
     ring_of,
 )
@@ -65,6 +69,7 @@ class Scenery:
         median: (H, W, 3) uint8 the median frame, objects that stand still included.
         standing: (H, W) int32 those objects, one label from 1 on each, 0 elsewhere.
         changing: whether large areas of one colour are background wherever they are.
+        shaded: whether there are light and shadow, and so hardly two pixels of one colour.
         max_side: longest side in pixels of what may be an object.
         threshold: least difference in any channel, of 255, that counts.
     """
@@ -73,17 +78,25 @@ class Scenery:
     median: Image
     standing: Labels
     changing: bool
+    shaded: bool
     max_side: int
     threshold: int
 
     def differs(self, frame: Image) -> Image:
         """(H, W, 3) -> (H, W) uint8, 1 where a frame shows none of its background's faces."""
+        if self.shaded and self.changing:
+            # Things of one hue that touch make an area, too, but not one as large as walls are.
+            return opened(1 - large_areas(frame, 2 * self.max_side))
         far = differs(frame, self.faces[0], self.threshold)
         for face in self.faces[1:]:
             far &= differs(frame, face, self.threshold)
         if self.changing:
             far &= 1 - large_areas(frame, self.max_side)
         return far
+
+    def colours(self, pixels: Image) -> Labels:
+        """(…, 3) uint8 -> (…) int32 a number for what counts as one colour."""
+        return hues(pixels) if self.shaded else coarse_colours(pixels)
 
     def still_there(self, frame: Image, share: float = 0.9) -> Labels:
         """(H, W, 3) -> (H, W) int32, the labels of the standing objects that a frame shows whole.
@@ -129,19 +142,25 @@ def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
     Raises:
         ValueError: no frames, or not of that shape.
     """
-    median = median_frame(frames[:: 1 + len(frames) // 500])
-    usual = without_what_vanishes(median, frames, max_side=max_side, threshold=threshold)
-    usual = without_what_moves_elsewhere(usual, frames, max_side=max_side, threshold=threshold)
+    median = usual = median_frame(frames[:: 1 + len(frames) // 500])
     some = frames[:: 1 + len(frames) // 300]
+    shaded = sum(map(is_shaded, some)) > len(some) / 2
+    if not shaded:  # else no two pictures of a thing are equal
+        usual = without_what_vanishes(median, frames, max_side=max_side, threshold=threshold)
+        usual = without_what_moves_elsewhere(usual, frames, max_side=max_side, threshold=threshold)
     large = np.stack([large_areas(frame, max_side) for frame in some])
     odd = [
         (area & differs(f, usual, threshold)).mean() for f, area in zip(some, large, strict=True)
     ]
+    faces = usual[None]
+    if not shaded:
+        faces = _faces(usual, some, large, max_side=max_side, threshold=threshold)
     return Scenery(
-        faces=_faces(usual, some, large, max_side=max_side, threshold=threshold),
+        faces=faces,
         median=median,
         standing=_standing(median, usual, some, threshold),
         changing=float(np.mean(odd)) > CHANGING,
+        shaded=shaded,
         max_side=max_side,
         threshold=threshold,
     )
@@ -163,13 +182,13 @@ def without_what_vanishes(
     *,
     max_side: int,
     threshold: int,
-    share: float = 0.05,
+    share: float = 0.3,
     least: int = 3,
 ) -> Image:
     """Paint over the pieces of an image that some frames lack.
 
     A shield, a pill or a key that stands still most of the time is part of the median. It is an
-    object all the same if it can vanish: a piece as small as objects, of which a little turns into
+    object all the same if it can vanish: a piece as small as objects, of which a third turns into
     what surrounds it in some frames. Small pieces come first, so that a ghost in its small house is
     told from the house. What never changes, or is only ever hidden, cannot be told from scenery.
 

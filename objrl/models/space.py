@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from objrl.frames import to_image
 from objrl.models.boxes import clip_boxes, repeated, tight_boxes
-from objrl.models.space_background import BackgroundOutput, Components, Static
+from objrl.models.space_background import BackgroundOutput, Components, Smooth, Static
 from objrl.models.space_foreground import Cells, Foreground, SpaceConfig
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
 from objrl.nn.spatial import Layers, composite, composite_dense, extract, place
@@ -81,11 +81,13 @@ class Space(nn.Module):
         self.config = config
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
-        self.background: Static | Components = (
-            Static(config.frame_size, config.faces, config.flat, config.scenes)
-            if config.background == "static"
-            else Components(config.components, config.frame_size)
-        )
+        self.background: Static | Components
+        if config.background == "components":
+            self.background = Components(config.components, config.frame_size)
+        elif config.background == "smooth":
+            self.background = Smooth(config.frame_size)
+        else:
+            self.background = Static(config.frame_size, config.faces, config.flat, config.scenes)
 
     def infer(self, image: Tensor) -> Cells:
         """(B, 3, H, W) in [0, 1] -> the latents of every cell."""
@@ -97,7 +99,7 @@ class Space(nn.Module):
         Returns:
             (B, 6, H, W) and the background's picture; or the image alone.
         """
-        if not isinstance(self.background, Static):
+        if self.config.background != "static" or not isinstance(self.background, Static):
             return image, ()
         picture = self.background.picture(image)
         return torch.cat([image, (image - picture).abs()], dim=1), (picture,)

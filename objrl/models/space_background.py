@@ -217,6 +217,7 @@ class Static(nn.Module):
         scenes: int = 1,
         z_component: int = 8,
         coarse: int = 16,
+        hidden: int = 64,
     ) -> None:
         super().__init__()
         self.flat, self.scenes = flat, scenes
@@ -225,10 +226,10 @@ class Static(nn.Module):
         self.register_buffer("faces", torch.zeros(scenes * faces, 3, *size, dtype=torch.uint8))
         inputs = 3 * self.coarse[0] * self.coarse[1]
         self.encoder = nn.Sequential(
-            nn.Linear(inputs, 64), nn.CELU(), nn.Linear(64, 2 * z_component)
+            nn.Linear(inputs, hidden), nn.CELU(), nn.Linear(hidden, 2 * z_component)
         )
-        last = nn.Linear(64, inputs)
-        self.decoder = nn.Sequential(nn.Linear(z_component, 64), nn.CELU(), last)
+        last = nn.Linear(hidden, inputs)
+        self.decoder = nn.Sequential(nn.Linear(z_component, hidden), nn.CELU(), last)
         # The picture is right until training finds otherwise.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -290,6 +291,17 @@ class Static(nn.Module):
         residual = F.interpolate(coarse, self.size, mode="bilinear", align_corners=False)
         mean = (picture + residual)[:, None]
         return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
+
+
+class Smooth(Static):
+    """One component that is never seen bare: more latents on a finer map, about the mean picture.
+
+    For shaded scenes that differ from frame to frame. The picture is only where the residual
+    begins, and is not shown to the foreground.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(size, z_component=32, coarse=8, hidden=128)
 
 
 def long_runs(image: Tensor, least: int) -> Tensor:

@@ -36,8 +36,9 @@ class SpaceConfig:
     """K, how many cells are glimpsed and drawn when not dense: those of the highest presence."""
     window: int = 32
     """Side in pixels of the square that a glimpse may draw on when not dense."""
-    background: Literal["components", "static"] = "components"
-    """K components as in the paper, or a known picture with a weak residual."""
+    background: Literal["components", "static", "smooth"] = "components"
+    """K components as in the paper; a known picture with a weak residual; or a stronger residual
+    alone, for shaded scenes that differ from frame to frame."""
     faces: int = 1
     """F of the known picture: how many backgrounds a pixel may show."""
     scenes: int = 1

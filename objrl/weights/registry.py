@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -74,6 +75,9 @@ def read_index(folder: Traversable) -> Mapping[str, Weights]:
     )
 
 
+POOR = 0.75
+"""Shipped weights whose score is below warn when they are loaded."""
+
 WEIGHTS: Mapping[str, Weights] = read_index(FOLDER)
 """The shipped weights by name."""
 
@@ -107,9 +111,27 @@ def load(
     if name not in WEIGHTS:
         raise ValueError(_unknown_name(name))
     weights = WEIGHTS[name]
+    _warn_if_poor(weights)
     with resources.as_file(FOLDER / weights.file) as path:
         _check_hash(path, weights.sha256)
         return FramePerceiver(read_model(path, max_slots=max_slots)).to(place)
+
+
+def _warn_if_poor(weights: Weights) -> None:
+    """Say so if a detector is shipped although it did not come out well."""
+    for score, meaning in (
+        ("f1_centre", "F1 by centre against true boxes"),
+        ("val_agreement", "agreement with the no-learning baseline"),
+    ):
+        if score in weights.metrics:
+            if weights.metrics[score] < POOR:
+                warnings.warn(
+                    f"{weights.name} did not come out well: {meaning} is "
+                    f"{weights.metrics[score]:.2f} (its card, {weights.name}.md, tells more); "
+                    "`objrl pretrain` on frames of your own agent may do better",
+                    stacklevel=3,
+                )
+            return
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -1,80 +1,124 @@
-"""From nothing to a detector on one core: train a few seeds and score them as they come out.
+"""From nothing to detectors of several games, a few seeds each: what comes out, and how often not.
 
-`.venv/bin/python -m benchmarks.from_nothing --data runs/space_invaders.h5 --truth FILE.npz`
+`.venv/bin/python -m benchmarks.from_nothing --truth-dirs DIR` trains what is not trained yet, by
+the command that users have, and scores everything. DIR has labelled frames, Pong.npz say.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import tyro
 
 import objrl
 from objrl.atomic import write_atomically
 from objrl.pretrain.evaluate import evaluate_perceiver
+from objrl.pretrain.fleet import FleetConfig, run_of, train_fleet
 from objrl.pretrain.truth import read_truth
+
+FAILED = 0.75
+"""F1 by centre below which a run counts as failed."""
 
 
 @dataclass(frozen=True)
 class FromNothingConfig:
-    """Train several seeds for so many steps on one thread, and write a table of their scores."""
+    """Train games with several seeds, one thread each, and write a table of their scores."""
 
-    data: Path
-    """Frames to learn from, of `objrl collect`."""
-    truth: Path
-    """Labelled frames to score on."""
-    steps: int = 600
-    """Of training."""
+    truth_dirs: tuple[Path, ...]
+    """Folders of labelled frames to score on; of several with the same game the first counts."""
+    games: tuple[str, ...] = ("Pong", "Boxing", "MsPacman", "Riverraid", "Freeway")
+    """In ALE's spelling."""
     seeds: int = 3
-    """How many, from 0."""
+    """How many of each, from 0."""
+    minutes: float = 10.0
+    """Wall time of a training, at most."""
+    workers: int = 2
+    """Trainings at once."""
+    runs: Path = Path("runs")
+    """Folder of the runs."""
     out: Path = Path("docs/from_nothing.md")
     """The page."""
 
 
 def main(config: FromNothingConfig) -> None:
     """Train, score, write the page."""
-    labelled = read_truth(config.truth)
-    rows = []
-    for seed in range(config.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder, "run")
-            options = {"data": config.data, "steps": config.steps, "seed": seed, "out": run}
-            command = [f"--{name}={value}" for name, value in options.items()]
-            subprocess.run(
-                [sys.executable, "-m", "objrl.cli", "pretrain", "--threads=1", *command], check=True
-            )
-            report = json.loads((run / "report.json").read_text())
-            perceiver = objrl.load(run / "weights.safetensors", device="cpu")
-        scores = evaluate_perceiver(perceiver, labelled.frames, labelled.truth).metrics()
-        picked = [scores[name] for name in ("f1_centre", "f1_iou", "count_error_centre")]
-        rows.append((seed, report["cpu_seconds"], report["seconds"], *picked))
-    write_atomically(config.out, _page(config, len(labelled.frames), rows).encode())
+    truths = {game: _truth_of(config, game) for game in config.games}  # missing ones show at once
+    fleets = [
+        FleetConfig(config.games, config.minutes, seed, config.workers, config.runs)
+        for seed in range(config.seeds)
+    ]
+    for fleet in fleets:
+        train_fleet(fleet)
+    rows = [_row(run_of(fleet, game), truths[game]) for game in config.games for fleet in fleets]
+    write_atomically(config.out, _page(config, rows).encode())
 
 
-def _page(config: FromNothingConfig, frames: int, rows: list[tuple[float, ...]]) -> str:
+def _truth_of(config: FromNothingConfig, game: str) -> Path:
+    for folder in config.truth_dirs:
+        if (folder / f"{game}.npz").exists():
+            return folder / f"{game}.npz"
+    raise FileNotFoundError(
+        f"truth_dirs: expected {game}.npz in one of {', '.join(map(str, config.truth_dirs))}; "
+        f"`objrl truth --env ALE/{game}-v5` makes one"
+    )
+
+
+def _row(run: Path, truth: Path) -> dict[str, Any]:
+    """Score a run; one that left no weights has failed."""
+    row: dict[str, Any] = {"run": run.name, "frames": 0, "f1": 0.0, "iou": 0.0, "count": 1.0}
+    if not (run / "report.json").exists():
+        return row
+    labelled = read_truth(truth)
+    perceiver = objrl.load(run / "weights.safetensors", device="cpu")
+    scores = evaluate_perceiver(perceiver, labelled.frames, labelled.truth).metrics()
+    names = {"f1": "f1_centre", "iou": "f1_iou", "count": "count_error_centre"}
+    report = json.loads((run / "report.json").read_text())
+    return {
+        **row,
+        **report,
+        **{short: scores[name] for short, name in names.items()},
+        "frames": len(labelled.frames),
+    }
+
+
+def _page(config: FromNothingConfig, rows: list[dict[str, Any]]) -> str:
+    failed = [row["run"] for row in rows if row["f1"] < FAILED]
     lines = [
-        "# From nothing on one core",
+        "# From nothing, seed by seed",
         "",
         "Written by `.venv/bin/python -m benchmarks.from_nothing`; do not edit by hand.",
         "",
-        f"`objrl pretrain --preset space-fast --steps {config.steps} --threads 1` on "
-        f"`{config.data.name}`, scored on the {frames} frames of `{config.truth.name}`. CPU "
+        f"`objrl pretrain --env ALE/<game>-v5 --minutes {config.minutes:g} --threads 1 --seed "
+        f"<seed>`, {config.workers} at a time, the frames of a game the same for all seeds. CPU "
         "seconds are all of the training process's, reading frames and drawing pictures included. "
-        f"{platform.machine()}, torch {torch.__version__}.",
+        f"{platform.machine()}, torch {torch.__version__}. Truth: {rows[0]['frames']} frames of "
+        "random play with the boxes that the RAM tells.",
         "",
-        "| seed | CPU-s | wall-s | F1 by centre | F1 at IoU 0.5 | count error |",
-        "|--:|--:|--:|--:|--:|--:|",
+        "| run | steps | converged at | begun again | CPU-s | F1 by centre | F1 at IoU 0.5 "
+        "| count error |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {seed} | {cpu:.0f} | {wall:.0f} | {f1:.3f} | {iou:.3f} | {count:.3f} |"
-        for seed, cpu, wall, f1, iou, count in rows
+        f"| {row['run']} | {row.get('steps', '-')} | {row.get('converged') or '-'} "
+        f"| {', '.join(row.get('mended', [])) or '-'} | {row.get('cpu_seconds', 0):.0f} "
+        f"| {row['f1']:.3f} | {row['iou']:.3f} | {row['count']:.3f} |"
+        for row in rows
+    ]
+    spread = [
+        np.ptp([row["f1"] for row in rows[i : i + config.seeds]])
+        for i in range(0, len(rows), config.seeds)
+    ]
+    lines += [
+        "",
+        f"Failed (F1 by centre below {FAILED}): {len(failed)} of {len(rows)}"
+        f"{': ' + ', '.join(failed) if failed else ''}. Largest difference between the seeds of a "
+        f"game: {max(spread):.3f} by centre.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,9 @@
 """Train a detector for every game that is shipped, several games side by side.
 
-For maintainers, in a checkout: `python -m objrl.pretrain.fleet --workers 2`, and again with `--ship`
-to put them all into the package. Every game gets the same command, which is what a user would type:
-`objrl pretrain --env ALE/<game>-v5 --minutes 10 --threads 1`. What is finished is left alone, what
-was killed goes on.
+For maintainers, in a checkout: `python -m objrl.pretrain.fleet --workers 2`, and again with
+`--ship` to put them all into the package. Every game gets the same command, which is what a user
+would type: `objrl pretrain --env ALE/<game>-v5 --minutes 10 --threads 1`. What is finished is left
+alone, what was killed goes on.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class FleetConfig:
     ship: bool = False
     """Ship what is trained, in place of training."""
     truth_dirs: tuple[Path, ...] = ()
-    """Folders with labelled frames, Pong.npz say, to measure what is shipped by; of several with the
-    same game the first counts."""
+    """Folders with labelled frames, Pong.npz say, to measure what is shipped by; of several with
+    the same game the first counts."""
 
 
 def run_of(config: FleetConfig, game: str) -> Path:
@@ -95,4 +95,7 @@ if __name__ == "__main__":
     import tyro
 
     asked = tyro.cli(FleetConfig)
-    sys.exit(ship_fleet(asked) if asked.ship else bool(train_fleet(asked)))
+    if asked.ship:
+        ship_fleet(asked)
+    else:
+        sys.exit(bool(train_fleet(asked)))

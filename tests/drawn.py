@@ -14,6 +14,8 @@ HEIGHT, WIDTH = 60, 80
 MAX_SIDE, THRESHOLD = 20, 24
 GROUND, WALL = (30, 60, 90), (150, 150, 150)
 RED, GREEN, YELLOW = (200, 30, 30), (30, 200, 30), (220, 220, 40)
+PALE = ((230, 220, 120), (140, 180, 240), (170, 230, 170), (200, 200, 200))
+"""Colours of walls and floors."""
 Colour = tuple[int, int, int]
 
 SPRITE = np.array(
@@ -49,3 +51,21 @@ def look_at(frames: Image) -> Scenery:
 def shows(image: Image, x: int, y: int, w: int, h: int, colour: Sequence[int]) -> bool:
     """Whether an image has one colour in a rectangle."""
     return bool((image[y : y + h, x : x + w] == colour).all())
+
+
+def lit(frames: Image) -> Image:
+    """Let light fall from the upper left onto (…, H, W, 3) frames: hues stay, shades are many."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    light = 1 - 0.7 * (x / WIDTH + y / HEIGHT) / 2
+    shaded: Image = np.rint(frames * light[..., None]).astype(np.uint8)
+    return shaded
+
+
+def rooms(count: int, seed: int = 0) -> Image:
+    """Rooms in which every wall and floor has a colour of its own; for `lit`."""
+    rng = np.random.default_rng(seed)
+    frames = np.empty((count, HEIGHT, WIDTH, 3), np.uint8)
+    for frame in frames:
+        wall, floor = rng.permutation(PALE)[:2]
+        frame[:20], frame[20:] = wall, floor
+    return frames

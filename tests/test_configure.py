@@ -12,7 +12,7 @@ import pytest
 from objrl.models.median import Scenes, Seen
 from objrl.models.pieces import Palette
 from objrl.models.scenery import Scenery
-from objrl.pretrain.configure import LONGEST, Findings, configure, look
+from objrl.pretrain.configure import LONGEST, Findings, configure, join, look
 from objrl.pretrain.presets import preset
 from tests.squares import SIDE, make_frames
 
@@ -25,6 +25,8 @@ def findings(
     rows: int = 16,
     faces: tuple[int, ...] = (1,),
     changing: bool = False,
+    shaded: bool = False,
+    spread: float = 0.1,
 ) -> Findings:
     """Of as many games as there are numbers of faces."""
     nothing = np.zeros((210, 160), np.int32)
@@ -32,10 +34,10 @@ def findings(
     every = []
     for count in faces:
         ground = np.zeros((count, 210, 160, 3), np.uint8)
-        scenery = Scenery(ground, ground[0], nothing, changing, max_side=60, threshold=24)
+        scenery = Scenery(ground, ground[0], nothing, changing, shaded, 60, threshold=24)
         every.append(Seen(scenery, palette, min_area=3))
     seen = Scenes(tuple(every))
-    return Findings(seen, width, height, spread=0.1, largest=largest, rows=rows)
+    return Findings(seen, width, height, spread=spread, largest=largest, rows=rows)
 
 
 class TestLook:
@@ -74,7 +76,10 @@ class TestLook:
         told = look(make_frames(50)).describe()
         assert {"width", "height", "largest", "rows", "faces", "standing"} <= told.keys()
         assert json.loads(json.dumps(told)) == told
-        assert told["background"] == "static"
+        assert (told["background"], told["shaded"]) == ("static", False)
+        told = join([findings(8, 8), findings(8, 8, changing=True, shaded=True)]).describe()
+        assert json.loads(json.dumps(told)) == told
+        assert (told["background"], told["shaded"], told["scenes"]) == ("changing", True, 2)
 
     @pytest.mark.parametrize(
         "frames",
@@ -84,6 +89,34 @@ class TestLook:
     def test_frames_in_which_nothing_moves(self, frames: npt.NDArray[np.uint8]) -> None:
         with pytest.raises(ValueError, match=r"expected things that move .* in 30 frames"):
             look(frames)
+
+
+class TestJoin:
+    def test_of_one_game_it_is_what_was_found_there(self) -> None:
+        found = findings(8, 8)
+        assert join([found]) is found
+
+    def test_rows_and_windows_suffice_for_all_and_no_background_is_lost(self) -> None:
+        found = (
+            findings(8, 8, largest=50, rows=32),
+            findings(8, 8, largest=20, rows=112, faces=(3, 1)),
+        )
+        joint = join(found)
+        assert (joint.largest, joint.rows) == (50, 112)
+        assert joint.seen.every == (*found[0].seen.every, *found[1].seen.every)
+
+    def test_sizes_are_in_the_middle_and_spread_over_all_of_them(self) -> None:
+        """As of log-normal sizes, of each game as many."""
+        games = [(4.0, 10.0, 0.2), (16.0, 10.0, 0.4)]
+        joint = join([findings(w, h, spread=s) for w, h, s in games])
+        assert joint.width == pytest.approx(8)
+        assert joint.height == pytest.approx(10)
+        rng = np.random.default_rng(0)
+        logs = np.concatenate(
+            [np.log((w, h)) + s * rng.standard_normal((100_000, 2)) for w, h, s in games]
+        )
+        # As `look` has it: the mean of both sides' variances.
+        assert joint.spread == pytest.approx(np.sqrt(logs.var(0).mean()), rel=0.02)
 
 
 class TestConfigure:
@@ -108,6 +141,17 @@ class TestConfigure:
         assert scrolls.faces == 1
         # Longer than a typical object, shorter than what the teacher holds for scenery.
         assert 20 < scrolls.flat < 60
+
+    def test_shaded_scenes_that_change_have_no_picture_and_the_mask_is_taught(self) -> None:
+        plain = preset("space-fast")
+        for changing, shaded in ((False, False), (False, True), (True, False)):
+            recipe = configure(plain, findings(8, 8, changing=changing, shaded=shaded))
+            assert recipe.model.background == "static"
+            assert recipe.alpha_evidence == plain.alpha_evidence
+        rooms = configure(plain, findings(8, 8, changing=True, shaded=True))
+        assert rooms.model.background == "smooth"
+        assert plain.alpha_evidence(1) == 0
+        assert rooms.alpha_evidence(1) == rooms.alpha_evidence(0) > 0
 
     @pytest.mark.parametrize("largest", [4, 18, 40, 60])
     def test_windows_hold_the_largest(self, largest: float) -> None:

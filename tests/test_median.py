@@ -10,7 +10,7 @@ import torch
 
 from objrl.models import MODELS
 from objrl.models.median import Median, MedianConfig, Scenes, Seen, enough_slots
-from tests.drawn import GREEN, GROUND, HEIGHT, RED, WIDTH, YELLOW, ground, paint
+from tests.drawn import GREEN, GROUND, HEIGHT, RED, WIDTH, YELLOW, ground, lit, paint, rooms
 
 
 def fitted(max_slots: int = 8, **rule: Any) -> Median:
@@ -188,3 +188,19 @@ def test_everything_that_it_learnt_is_in_its_state() -> None:
     for name in ("position", "scale", "what", "presence"):
         assert torch.equal(getattr(theirs, name), getattr(ours, name))
     assert copy.seen.scenery.changing
+
+
+def test_in_lit_rooms_too() -> None:
+    frames = rooms(60)
+    for t, frame in enumerate(frames):
+        paint(frame, t, 30, 8, 8, RED)
+    frames = lit(frames)
+    model = Median.fit(frames, MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=8, largest=0.25))
+    assert model.config.shaded
+    assert not Median.fit(eventful()).config.shaded
+    copy = Median(model.config)
+    copy.load_state_dict(model.state_dict())
+    slots = copy.detect(torch.from_numpy(frames[:1]))
+    assert slots.mask.sum() == 1
+    box = slots.boxes(HEIGHT, WIDTH)[0, 0].tolist()
+    assert box == pytest.approx([0, 30, 8, 38], abs=1)

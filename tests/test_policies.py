@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from objrl.pretrain.collect import CollectConfig, collect
-from objrl.pretrain.policies import SavedPolicy
+from objrl.pretrain.policies import SavedPolicy, WanderPolicy
 from objrl.pretrain.store import FrameStore
 from tests.helpers import STILL_PONG
 
@@ -183,3 +183,64 @@ def test_agents_that_cannot_play(tmp_path: Path, out: Path) -> None:
     save_agent(tmp_path / "other.zip", "ppo", count=3)
     with pytest.raises(ValueError, match=r"environment's 6 actions, got one with 3"):
         collect(replace(PONG, out=out, policy=str(tmp_path / "other.zip")))
+
+
+class TestWander:
+    def play(
+        self, space: gym.Space[Any], steps: int, is_first: bool = False, **how: float
+    ) -> npt.NDArray[Any]:
+        """(steps, B, …) actions, from seed 1."""
+        policy = WanderPolicy(space, **how)
+        policy.seed(1)
+        frames, first = np.zeros((4, 2, 2, 3), np.uint8), np.full(4, is_first)
+        actions = np.stack([policy(frames, first) for _ in range(steps)])
+        assert all(space.contains(action) for action in actions)
+        return actions
+
+    def kept(self, actions: npt.NDArray[Any]) -> list[float]:
+        """How often each environment repeats its action."""
+        rates: list[float] = (actions[1:] == actions[:-1]).mean(0).tolist()
+        return rates
+
+    @pytest.mark.parametrize("hold", [4, 8])
+    def test_every_other_environment_holds_its_actions(self, hold: float) -> None:
+        # One in a hundred is drawn again by chance.
+        space = gym.spaces.MultiDiscrete([100] * 4)
+        rates = self.kept(self.play(space, 3000, hold=hold))
+        held = 1 - 1 / hold + 0.01 / hold
+        assert rates == pytest.approx([0.01, held, 0.01, held], abs=0.03)
+
+    def test_for_eight_steps_unless_told_otherwise(self) -> None:
+        space = gym.spaces.MultiDiscrete([100] * 4)
+        assert np.array_equal(self.play(space, 50), self.play(space, 50, hold=8))
+
+    def test_an_episode_begins_with_an_action_of_its_own(self) -> None:
+        space = gym.spaces.MultiDiscrete([100] * 4)
+        assert max(self.kept(self.play(space, 300, is_first=True))) < 0.05
+
+    def test_actions_of_several_numbers_are_held_as_a_whole(self) -> None:
+        actions = self.play(gym.spaces.Box(-1, 1, (4, 3), np.float32), 300)
+        assert actions.dtype == np.float32
+        same = actions[1:] == actions[:-1]
+        assert (same.any(2) == same.all(2)).all()
+        assert same[:, 1].mean() > 0.7
+        assert not same[:, 0].any()
+
+    def test_a_seed_begins_it_all_anew(self) -> None:
+        space = gym.spaces.MultiDiscrete([100] * 4)
+        policy = WanderPolicy(space)
+        frames, first = np.zeros((4, 2, 2, 3), np.uint8), np.zeros(4, np.bool_)
+        plays = []
+        for seed in (1, 1, 2):
+            policy.seed(seed)
+            plays.append(np.stack([policy(frames, first) for _ in range(20)]))
+        assert np.array_equal(plays[0], plays[1])
+        assert not np.array_equal(plays[0], plays[2])
+
+    def test_it_collects(self, out: Path) -> None:
+        config = replace(PONG, out=out, frames=120, num_envs=2, policy="wander")
+        with FrameStore(collect(config)) as store:
+            assert store.attributes["policy"] == "wander"
+            stream, action = (store.columns[name] for name in ("stream", "action"))
+        rates = [self.kept(action[stream == which]) for which in (0, 1)]
+        assert rates[0] < rates[1]

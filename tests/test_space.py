@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,8 @@ TINY = SpaceConfig(
     window=24,
     max_slots=10,
 )
+
+SMOOTH = replace(TINY, background="smooth")
 
 
 def build(config: SpaceConfig) -> Space:
@@ -147,8 +148,9 @@ def test_a_gradient_reaches_every_parameter_of_the_paper(cell: int) -> None:
     check_gradients(build(SpaceConfig(cell=cell, components=2)))
 
 
-def test_a_gradient_reaches_every_parameter_of_the_fast_one() -> None:
-    model = build(TINY)
+@pytest.mark.parametrize("config", [TINY, SMOOTH], ids=["static", "smooth"])
+def test_a_gradient_reaches_every_parameter_of_the_fast_one(config: SpaceConfig) -> None:
+    model = build(config)
     assert isinstance(model.background, Static)
     # Its last layer begins at zero, and so hides the one before from the first gradient.
     nn.init.normal_(model.background.decoder[-1].weight, std=0.1)  # type: ignore[arg-type]
@@ -184,9 +186,11 @@ def test_one_picture_can_be_learnt_by_heart() -> None:
 # ---- inference -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("background", ["static", "components"])
+@pytest.mark.parametrize("background", ["static", "smooth", "components"])
 def test_evaluation_is_deterministic_and_training_is_not(background: str) -> None:
-    config = TINY if background == "static" else replace(SpaceConfig(cell=32), z_what=8)
+    config = replace(SpaceConfig(cell=32), z_what=8)
+    if background != "components":
+        config = replace(TINY, background=background)  # type: ignore[arg-type]
     model = build(config).eval()
     image = torch.rand(1, 3, *config.frame_size)
     with torch.no_grad():
@@ -197,8 +201,8 @@ def test_evaluation_is_deterministic_and_training_is_not(background: str) -> Non
 
 @pytest.mark.parametrize(
     "config",
-    [TINY, replace(TINY, dense=True), SpaceConfig(cell=16)],
-    ids=["fast", "dense", "paper"],
+    [TINY, replace(TINY, dense=True), SMOOTH, SpaceConfig(cell=16)],
+    ids=["fast", "dense", "smooth", "paper"],
 )
 def test_scenes_are_drawn_from_the_prior(config: SpaceConfig) -> None:
     model = build(config)
@@ -210,13 +214,17 @@ def test_scenes_are_drawn_from_the_prior(config: SpaceConfig) -> None:
         assert scene.min() >= 0
         assert scene.max() <= 1 + 1e-5
         assert not scene.requires_grad
-    if config.background == "static":
+    if config.background != "components":
         # A black picture: what is seen is objects, and without objects there is nothing.
         assert (few == 0).all()
         assert (many > 0.05).any()
 
 
-@pytest.mark.parametrize("config", [TINY, replace(TINY, faces=3, flat=20)], ids=["one", "faces"])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, faces=3, flat=20), replace(SMOOTH, scenes=2)],
+    ids=["one", "faces", "smooth"],
+)
 def test_weights_alone_rebuild_the_model(config: SpaceConfig, tmp_path: Path) -> None:
     model = build(config).eval()
     assert isinstance(model.background, Static)
@@ -238,64 +246,6 @@ def test_weights_alone_rebuild_the_model(config: SpaceConfig, tmp_path: Path) ->
         assert torch.equal(copy(image).reconstruction, model(image).reconstruction)
         picture = copy.background(image).image
     assert (picture[..., 20:] == 0.5).all() == bool(config.flat)
-
-
-# ---- boxes ---------------------------------------------------------------------------------
-
-
-def box_of(mask: Tensor, where: tuple[float, ...] = (0.5, 0.25, 0.0, 0.0)) -> list[float]:
-    box: list[float] = tight_boxes(mask[None, None], torch.tensor(where).view(1, 1, 4))[
-        0, 0
-    ].tolist()
-    return box
-
-
-def rectangle(x0: int, y0: int, x1: int, y1: int, value: float = 1.0) -> Tensor:
-    mask = torch.zeros(16, 16)
-    mask[y0:y1, x0:x1] = value
-    return mask
-
-
-@pytest.mark.parametrize(
-    "corners", [(4, 2, 12, 14), (0, 0, 16, 16), (0, 5, 1, 6), (15, 15, 16, 16), (3, 0, 9, 16)]
-)
-def test_a_rectangles_box_is_exact(corners: tuple[int, int, int, int]) -> None:
-    x0, y0, x1, y1 = corners
-    # The glimpse spans 0.5 x 0.25 of the frame, so a mask pixel is a 32nd by a 64th of it.
-    expected = [(x1 - x0) / 32, (y1 - y0) / 64, (x0 + x1 - 16) / 32, (y0 + y1 - 16) / 64]
-    assert box_of(rectangle(*corners)) == pytest.approx(expected, abs=1e-6)
-    # However faint the object is drawn.
-    assert box_of(rectangle(*corners, value=0.2)) == pytest.approx(expected, abs=1e-6)
-
-
-def test_soft_edges_are_interpolated() -> None:
-    mask = rectangle(4, 4, 12, 12)
-    mask[4:12, 3] = 0.25  # half of the maximum lies a third of the way from pixel 3 to 4
-    width, height, x, y = box_of(mask)
-    left = 3 + 1 / 3 + 0.5
-    assert width == pytest.approx((12 - left) / 32, abs=1e-6)
-    assert x == pytest.approx((12 + left - 16) / 32, abs=1e-6)
-    assert (height, y) == pytest.approx((8 / 64, 0), abs=1e-6)
-    for fraction in (0.6, 0.8, 1.0):  # an edge that grows moves outwards, and nowhere jumps
-        mask[4:12, 3] = fraction
-        wider = box_of(mask)[0]
-        assert wider > width
-        width = wider
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-12, 1e-3])
-def test_a_mask_of_nothing_gives_a_box_all_the_same(value: float) -> None:
-    box = box_of(torch.full((16, 16), value))
-    assert all(math.isfinite(side) for side in box)
-    assert 0 < box[0] <= 0.5 + 1e-6
-
-
-def test_boxes_end_where_the_frame_does() -> None:
-    box = torch.tensor([[0.4, 0.2, 0.9, -1.1], [0.1, 0.1, 1.5, 0.0], [0.5, 0.5, 0.0, 0.0]])
-    clipped = clip_boxes(box[None], (50, 100))[0]
-    torch.testing.assert_close(clipped[0], torch.tensor([0.25, 0.05, 0.75, -0.95]))
-    torch.testing.assert_close(clipped[1], torch.tensor([0.01, 0.1, 0.99, 0.0]))  # a last pixel
-    torch.testing.assert_close(clipped[2], box[2])
 
 
 def test_slots_follow_presence_and_threshold() -> None:
@@ -325,44 +275,24 @@ def test_presence_is_the_cells_own() -> None:
     torch.testing.assert_close(seen.z_depth[0], out.z_depth[0, out.index[0, :10]])
 
 
-class TestTightBoxes:
-    """Where the background is known, a box ends where the frame stops differing from it."""
-
-    def see(self, image: Tensor, config: SpaceConfig = TINY) -> list[float]:
-        """The most likely slot's box where the canvas's middle is glimpsed, in pixels."""
+def test_the_foreground_is_shown_a_known_background_but_no_smooth_one() -> None:
+    image = torch.rand(1, 3, 48, 64)
+    for config, known in ((TINY, True), (SMOOTH, False)):
         model = build(config).eval()
         assert isinstance(model.background, Static)
-        model.background.faces.fill_(20)
-        net = model.foreground
-        where = torch.tensor([0.5, 0.5, 0.0, 0.0])  # x 16 to 48, y 12 to 36
-        net.where = lambda *_: where.expand(1, config.cells, 4)  # type: ignore[method-assign]
-        model.config = replace(config, threshold=0.0)
         with torch.no_grad():
-            box: list[float] = model.detect(image).boxes(48, 64)[0, 0].tolist()
-        return box
+            before = model.infer(image).logit
+            model.background.faces.fill_(200)
+            assert model.infer(image).logit.equal(before) != known
 
-    def thing(self, value: int) -> Tensor:
-        image = torch.full((1, 48, 64, 3), 20, dtype=torch.uint8)
-        image[:, 18:30, 24:40] = value
-        return image
 
-    @pytest.mark.parametrize("value", [60, 120, 255])
-    def test_it_is_the_things_own(self, value: int) -> None:
-        # A glimpse of 16 x 16 has two pixels of the canvas in one.
-        assert self.see(self.thing(value)) == pytest.approx([24, 18, 40, 30], abs=1.1)
-
-    def test_what_is_fainter_beside_it_counts_from_the_contrast_on(self) -> None:
-        """However bright the thing is; so shadows and half-lit edges are not cut off."""
-        image = self.thing(255)
-        image[:, 18:30, 20:24] = 20 + 30
-        image[:, 18:30, 40:44] = 20 + 15
-        assert self.see(image) == pytest.approx([20, 18, 40, 30], abs=1.1)
-        fainter = replace(TINY, contrast=10 / 255)
-        assert self.see(image, fainter) == pytest.approx([20, 18, 44, 30], abs=1.1)
-        stronger = replace(TINY, contrast=50 / 255)
-        assert self.see(image, stronger) == pytest.approx([24, 18, 40, 30], abs=1.1)
-
-    def test_beyond_its_reach_it_is_a_neighbours(self) -> None:
-        near = self.see(self.thing(255), replace(TINY, reach=0.4))
-        assert near == pytest.approx([32 - 0.4 * 16, 24 - 0.4 * 12, 32 + 0.4 * 16, 24 + 0.4 * 12])
-        assert self.see(self.thing(255), replace(TINY, reach=0.8)) == self.see(self.thing(255))
+def test_before_a_smooth_background_boxes_are_the_masks_own() -> None:
+    model = build(SMOOTH).eval()
+    model.config = replace(SMOOTH, threshold=0.0, distinct=1.0)
+    frames = torch.randint(0, 255, (2, 48, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        seen, slots = model.perceive(frames), model.detect(frames)
+        masks = model.masks(seen.z_what)
+    torch.testing.assert_close(seen.outline, masks)
+    tight = clip_boxes(tight_boxes(masks, seen.z_where), (48, 64))
+    torch.testing.assert_close(slots.scale, tight[..., :2])

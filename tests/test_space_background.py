@@ -12,6 +12,7 @@ from objrl.frames import to_image
 from objrl.models.space_background import (
     Components,
     MaskDecoder,
+    Smooth,
     Static,
     long_runs,
     stick_breaking,
@@ -225,6 +226,41 @@ def test_of_faces_alike_the_usual_one_is_taken() -> None:
     model.faces.copy_(torch.tensor([0, 255]).view(2, 1, 1, 1))
     assert (model.picture(torch.full((1, 3, 1, 1), 0.5)) == 0).all()
     assert (model.generate(1).image == 0).all()
+
+
+def test_of_several_scenes_the_usual_faces_are_shown() -> None:
+    model = Static((2, 2), faces=2, scenes=3)
+    model.faces.copy_(torch.arange(6).view(6, 1, 1, 1) * 51)
+    torch.testing.assert_close(model.usual[:, 0, 0, 0], torch.tensor([0, 0.4, 0.8]))
+
+
+def test_a_smooth_background_begins_at_the_picture() -> None:
+    torch.manual_seed(0)
+    model = Smooth((50, 40))
+    model.faces.random_(0, 256)
+    out = model(torch.rand(2, 3, 50, 40))
+    torch.testing.assert_close(out.image, model.usual.expand(2, -1, -1, -1))
+    assert (out.kl_component > 0).all()
+
+
+@pytest.mark.parametrize(("kind", "learns"), [(Smooth, True), (Static, False)])
+def test_a_smooth_background_can_be_another_one_in_every_frame(
+    kind: type[Static], learns: bool
+) -> None:
+    """Walls in a colour each, more of them than a weak residual's eight latents can tell."""
+    torch.manual_seed(0)
+    model = kind((32, 32)).eval()
+    walls = torch.rand(32, 3, 4, 4)
+    frames = walls.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    model.faces.copy_(frames.mean(0, keepdim=True) * 255)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    begin = (frames - model(frames).image).square().mean().detach()
+    for _ in range(200):
+        loss = (frames - model(frames).image).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (float(loss.detach()) < 0.5 * float(begin)) == learns
 
 
 def test_large_areas_are_background_wherever_they_are() -> None:

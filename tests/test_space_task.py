@@ -10,11 +10,12 @@ import torch
 
 from objrl.models.median import Scenes
 from objrl.models.space import SpaceConfig
+from objrl.models.space_background import Smooth, Static
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import configure, fit_canvas, look
 from objrl.pretrain.presets import preset
 from objrl.pretrain.report import final_metrics, picture
-from objrl.pretrain.space_task import SpaceTask, blobs_by_cell, cells_within
+from objrl.pretrain.space_task import SpaceTask, at_centres, blobs_by_cell, cells_within
 from tests.squares import SIDE, make_frames
 
 
@@ -57,6 +58,17 @@ class TestEvidence:
         assert np.flatnonzero(cells_within(boxes, config)).tolist() == [0, 1]
         assert not cells_within(boxes[:0], config).any()
 
+    @pytest.mark.parametrize("cell", [8, 16])
+    def test_a_cell_has_what_is_at_its_centre(self, cell: int) -> None:
+        config = SpaceConfig(frame_size=(37, 64), cell=cell)  # some rows are left over
+        rows, columns = config.grid
+        for number in range(config.cells):
+            row, column = divmod(number, columns)
+            mask = np.zeros((37, 64), np.bool_)
+            mask[row * cell + cell // 2, column * cell + cell // 2] = True
+            assert np.flatnonzero(at_centres(mask, config)).tolist() == [number]
+        assert at_centres(np.ones((37, 64), np.bool_), config).shape == (rows * columns,)
+
     def test_batches_mark_the_squares(self, task: SpaceTask) -> None:
         frames = make_frames(3, seed=5)
         batch = task.prepare(frames)
@@ -69,6 +81,31 @@ class TestEvidence:
         on = batch.presence[..., 0] == 1
         assert (batch.z_where[on][:, :2] >= SIDE / 64).all()
         assert (batch.z_where[~on] == 0).all()
+
+    def test_of_what_is_no_piece_in_a_shaded_scene_nothing_is_said(self, task: SpaceTask) -> None:
+        """Two of one hue that touch, say: how many they are, is not known; that they are is."""
+        assert task.found is not None
+        (one,) = task.found.seen.every
+        frame = one.scenery.faces[0].copy()
+        frame[8:16, 8:40] = (250, 30, 30)  # too long for one thing
+        frame[30:36, 34:40] = (240, 240, 240)
+        flat = task.prepare(frame[None])
+        cells = task.recipe.model
+        assert cells.cell == 8
+        assert flat.presence.nonzero().tolist() == [[0, 8 * 4 + 4, 0]]
+        assert (flat.weight >= 1).all()
+        assert flat.alpha.sum() == 36
+        shaded = replace(one, scenery=replace(one.scenery, shaded=True))
+        other = SpaceTask(task.recipe, replace(task.found, seen=Scenes((shaded,))))
+        batch = other.prepare(frame[None])
+        assert torch.equal(batch.presence, flat.presence)
+        assert torch.equal(batch.z_where, flat.z_where)
+        unknown = torch.zeros(64, dtype=torch.bool)
+        unknown[8 + 1 : 8 + 5] = True
+        assert (batch.weight[0, :, 0] == 0).equal(unknown)
+        assert torch.equal(batch.weight[0, ~unknown], flat.weight[0, ~unknown])
+        assert batch.alpha.sum() == 36 + 8 * 32
+        assert batch.alpha[0, 0, 8:16, 8:40].all()
 
     def test_frames_of_another_size_are_fitted(self) -> None:
         frames = make_frames(2)
@@ -150,6 +187,35 @@ def test_of_several_games_each_has_as_many_faces_as_the_richest(task: SpaceTask)
     joint = SpaceTask(configure(preset("space-fast"), found), found)
     state = joint.model.state_dict()["background.faces"].permute(0, 2, 3, 1).numpy()
     assert np.array_equal(state, np.stack([usual, usual, usual + 1, usual + 2]))
+
+
+def test_frames_and_model_agree_which_game_a_frame_is_of(task: SpaceTask) -> None:
+    assert task.found is not None
+    (one,) = task.found.seen.every
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 256, (3, 1, *one.scenery.median.shape), np.uint8)
+    every = tuple(replace(one, scenery=replace(one.scenery, faces=face)) for face in faces)
+    found = replace(task.found, seen=Scenes(every))
+    joint = SpaceTask(configure(preset("space-fast"), found), found)
+    assert isinstance(joint.model.background, Static)
+    # Frames between two of them, nearer to the one or the other.
+    frames = np.stack([f // 2 + g // 2 for f in faces[:, 0] for g in rng.permutation(faces[:, 0])])
+    chosen = joint.model.background.scene(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)
+    assert set(chosen.tolist()) == {0, 1, 2}
+    for frame, scene in zip(frames, chosen.tolist(), strict=True):
+        assert found.seen.of(frame) is every[scene]
+
+
+def test_several_shaded_games_make_one_detector(task: SpaceTask) -> None:
+    assert task.found is not None
+    (one,) = task.found.seen.every
+    shaded = replace(one, scenery=replace(one.scenery, shaded=True, changing=True))
+    found = replace(task.found, seen=Scenes((shaded, shaded)))
+    joint = SpaceTask(configure(preset("space-fast"), found), found)
+    assert isinstance(joint.model.background, Smooth)
+    total, terms = joint(joint.prepare(make_frames(2)), 1.0)
+    assert total.isfinite()
+    assert "evidence_alpha" in terms
 
 
 class TestReport:

@@ -160,6 +160,8 @@ def coarse_colours(image: Image) -> Labels:
 
 def hues(image: Image) -> Labels:
     """(…, 3) uint8 -> (…) int32 one of twelve hues, or 12 where there is hardly any."""
+    if not image.size:  # which OpenCV refuses
+        return np.zeros(image.shape[:-1], np.int32)
     flat = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2HSV).reshape(image.shape)
     hue = (flat[..., 0].astype(np.int32) + 7) // 15 % 12
     return np.where(flat[..., 1] < 40, 12, hue).astype(np.int32)

@@ -85,7 +85,7 @@ class Space(nn.Module):
         if config.background == "components":
             self.background = Components(config.components, config.frame_size)
         elif config.background == "smooth":
-            self.background = Smooth(config.frame_size)
+            self.background = Smooth(config.frame_size, config.faces, config.scenes)
         else:
             self.background = Static(config.frame_size, config.faces, config.flat, config.scenes)
 

@@ -300,8 +300,8 @@ class Smooth(Static):
     begins, and is not shown to the foreground.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(size, z_component=32, coarse=8, hidden=128)
+    def __init__(self, size: tuple[int, int], faces: int = 1, scenes: int = 1) -> None:
+        super().__init__(size, faces, scenes=scenes, z_component=32, coarse=8, hidden=128)
 
 
 def long_runs(image: Tensor, least: int) -> Tensor:

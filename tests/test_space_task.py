@@ -204,6 +204,12 @@ def test_frames_and_model_agree_which_game_a_frame_is_of(task: SpaceTask) -> Non
     assert set(chosen.tolist()) == {0, 1, 2}
     for frame, scene in zip(frames, chosen.tolist(), strict=True):
         assert found.seen.of(frame) is every[scene]
+    # And what is before its own background is the evidence.
+    frames, thing = np.concatenate(faces), np.zeros((64, 64), np.bool_)
+    frames[:, 20:26, 30:36] ^= 128
+    thing[20:26, 30:36] = True
+    for alpha in joint.prepare(frames).alpha:
+        assert np.array_equal(alpha[0].numpy() > 0, thing)
 
 
 def test_several_shaded_games_make_one_detector(task: SpaceTask) -> None:

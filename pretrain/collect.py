@@ -56,6 +56,9 @@ class CollectConfig:
     """Environments side by side."""
     seed: int = 0
     """Of games, actions and the split into train, val and test; at least 0."""
+    last_two: bool = False
+    """Keep of the last two emulator frames the brighter value, channel by channel, as DQN's
+    preprocessing does: what is drawn in every other frame does not vanish."""
     max_episode_steps: int | None = None
     """Cut episodes after so many steps; by default as the environment says."""
     from_minari: str | None = None
@@ -96,14 +99,19 @@ def default_store(env_id: str) -> Path:
     return Path("runs") / f"{game_of(env_id).replace('/', '_')}.h5"
 
 
-def make_envs(spec: EnvSpec, num_envs: int) -> gym.vector.VectorEnv[Any, Any, Any]:
+def make_envs(
+    spec: EnvSpec, num_envs: int, *, last_two: bool = False
+) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Make environments side by side whose frames are those of `gym.make(spec)`.
+
+    With `last_two`, they show the brighter of the last two emulator frames in place of the last.
 
     An episode's last frame is returned like any other, and the first of the next by the step
     after (Gymnasium's next-step mode). ALE's frames come as (B, 1, H, W, 3).
 
     Raises:
-        ValueError: observations that are no RGB frames.
+        ValueError: observations that are no RGB frames, or `last_two` of an environment that is not
+            ALE's own.
     """
     with gym.make(spec) as single:
         space = single.observation_space
@@ -129,10 +137,15 @@ def make_envs(spec: EnvSpec, num_envs: int) -> gym.vector.VectorEnv[Any, Any, An
             img_width=space.shape[1],
             grayscale=False,
             stack_num=1,
-            maxpool=False,
+            maxpool=last_two,
             noop_max=0,
             use_fire_reset=False,
             reward_clipping=False,
+        )
+    if last_two:
+        raise ValueError(
+            f"last_two: expected a plain game of ALE with a fixed frameskip, got {spec.id}; wrap "
+            "it in gymnasium.wrappers.AtariPreprocessing instead"
         )
     return gym.vector.SyncVectorEnv(
         [lambda: gym.make(spec)] * num_envs, autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP
@@ -213,7 +226,7 @@ def _play(config: CollectConfig, out: Path) -> None:
     spec = find_spec(config.env or "")
     if config.max_episode_steps is not None:
         spec.max_episode_steps = config.max_episode_steps
-    envs = make_envs(spec, min(config.num_envs, config.frames))
+    envs = make_envs(spec, min(config.num_envs, config.frames), last_two=config.last_two)
     actions = envs.single_action_space
     shape = envs.single_observation_space.shape or ()
     try:
@@ -294,6 +307,7 @@ def _attributes(config: CollectConfig, spec: EnvSpec) -> dict[str, str | int | f
         "seed": config.seed,
         "num_envs": config.num_envs,
         "policy": config.policy,
+        "last_two": int(config.last_two),
     }
     if config.policy not in ("random", "wander"):
         path = Path(config.policy)

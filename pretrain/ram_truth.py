@@ -28,6 +28,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import AtariPreprocessing
 
 from objrl.atomic import replacing
 from objrl.pretrain.collect import find_spec
@@ -58,6 +59,8 @@ class TruthConfig:
     """The .npz file to write, for `objrl evaluate --truth`; one that exists is replaced."""
     frames: int = 64
     """How many frames."""
+    last_two: bool = False
+    """Show the brighter of the last two emulator frames, as `objrl collect --last-two` does."""
     every: int = 11
     """Keep every so manieth frame: neighbours look alike and add little."""
     policy: str = "random"
@@ -154,7 +157,7 @@ def make_truth(config: TruthConfig) -> Path:
     spec = find_spec(config.env)
     game = _game_name(spec)
     reader = RamReader(game)
-    with gym.make(spec) as env:
+    with _make(spec, config.last_two) as env:
         if (env.observation_space.shape or ())[2:] != (3,):
             raise ValueError(
                 f"env: expected RGB frames Box(H, W, 3), got {env.observation_space} of {spec.id}"
@@ -217,6 +220,17 @@ def sort_out(
         cut = _cut(thing, width, height)
         (seen if _is_drawn(colours, cut) else aside).append(cut)
     return seen, [thing for thing in aside if thing.width > 0 and thing.height > 0]
+
+
+def _make(spec: EnvSpec, last_two: bool) -> gym.Env[Any, Any]:
+    if not last_two:
+        return gym.make(spec)
+    skip = spec.kwargs["frameskip"]
+    env = gym.make(spec, frameskip=1)
+    height, width = (env.observation_space.shape or (0, 0))[:2]
+    return AtariPreprocessing(
+        env, noop_max=0, frame_skip=skip, screen_size=(width, height), grayscale_obs=False
+    )
 
 
 def _play(

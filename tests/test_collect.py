@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from objrl.pretrain.collect import CollectConfig, collect, default_store
+from objrl.pretrain.collect import CollectConfig, collect, default_store, find_spec, make_envs
 from objrl.pretrain.store import FrameStore
 from tests.helpers import STILL_PONG
 
@@ -106,6 +106,29 @@ def test_any_environment_of_rgb_frames(out: Path) -> None:
     np.testing.assert_array_equal(frames[:, 0, 0, 1:], painted)
     np.testing.assert_array_equal(columns["reward"], columns["action"][:, 0])
     np.testing.assert_array_equal(columns["terminated"], columns["step"] == 5)
+
+
+def test_the_last_two_frames_show_what_flickers() -> None:
+    spec = find_spec("ALE/MsPacman-v5")  # a ghost is drawn in every fourth frame
+    one, two = make_envs(spec, 1), make_envs(spec, 1, last_two=True)
+    seed: Any = np.array([3])
+    one.reset(seed=seed)
+    two.reset(seed=seed)
+    more = 0
+    for step in range(20):
+        action = np.array([step % 9])
+        last, union = one.step(action)[0], two.step(action)[0]
+        assert (union >= last).all()
+        more += int((union > last).any())
+    assert more > 10
+
+
+def test_the_last_two_frames_are_part_of_what_a_file_is(out: Path) -> None:
+    collect(CollectConfig(env="ALE/Pong-v5", out=out, frames=20, num_envs=2))
+    with pytest.raises(ValueError, match=r"last_two = 1 to go on with, got one with 0"):
+        collect(CollectConfig(env="ALE/Pong-v5", out=out, frames=40, num_envs=2, last_two=True))
+    with pytest.raises(ValueError, match="last_two: expected a plain game of ALE"):
+        collect(replace(PAINTER, out=out.with_name("other.h5"), last_two=True))
 
 
 def test_a_game_has_a_place_of_its_own(

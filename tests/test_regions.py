@@ -77,11 +77,7 @@ class TestShaded:
         small = large_areas(image, MAX_SIDE) == 0
         expected = np.zeros_like(small)
         expected[30:36, 30:38] = True
-        expected[20] = True  # where wall and floor meet; the pixel after a jump counts
-        beside = expected.copy()
-        beside[30:37, 30:39] = True
-        assert (small | ~expected).all()
-        assert (beside | ~small).all()
+        assert np.array_equal(small, expected)
 
     def test_an_area_is_as_large_as_no_object(self) -> None:
         room = self.room()
@@ -96,9 +92,7 @@ class TestShaded:
         image = lit(lit(self.room()))
         assert is_shaded(image)
         assert image.min() < 20
-        large = large_areas(image, MAX_SIDE) > 0
-        assert not large[20].any()
-        assert np.delete(large, 20, axis=0).all()
+        assert large_areas(image, MAX_SIDE).all()
 
 
 class TestHues:

@@ -29,10 +29,15 @@ def large_areas(image: Image, max_side: int) -> Image:
     In a shaded picture an area ends where the hue jumps, which light and shadow hardly change.
     """
     if is_shaded(image):
-        labels, stats = connected(1 - _jumps(image), 4)
+        across, down = _jumps(image)
+        labels, stats = connected(1 - (across | down), 4)
         wide = (stats[:, 2] > max_side) | (stats[:, 3] > max_side)
         wide[0] = False
-        return wide[labels].astype(np.uint8)
+        large = wide[labels].astype(np.uint8)
+        # The first pixel after a jump belongs to what follows it.
+        large[:, :-1] |= large[:, 1:] & (1 - across[:, 1:])
+        large[:-1] |= large[1:] & (1 - down[1:])
+        return large
     code = _colours(image)
     large = np.zeros(code.shape, np.uint8)
     colours, counts = np.unique(code, return_counts=True)
@@ -49,14 +54,18 @@ def is_shaded(image: Image) -> bool:
     return len(np.unique(exact_colours(image))) > 256
 
 
-def _jumps(image: Image, least: float = 0.03) -> Image:
-    """Return (H, W) uint8, 1 where red or green has another share of the light than beside."""
+def _jumps(image: Image, least: float = 0.03) -> tuple[Image, Image]:
+    """Say where red or green has another share of the light than to the left, and than above.
+
+    Returns:
+        Two (H, W) uint8 of 0 and 1.
+    """
     light = image.astype(np.float32) + 1
     share = light[..., :2] / light.sum(2, keepdims=True)
-    jumps = np.zeros(image.shape[:2], np.uint8)
-    jumps[:, 1:] |= (np.abs(np.diff(share, axis=1)).max(2) > least).astype(np.uint8)
-    jumps[1:] |= (np.abs(np.diff(share, axis=0)).max(2) > least).astype(np.uint8)
-    return jumps
+    across, down = np.zeros((2, *image.shape[:2]), np.uint8)
+    across[:, 1:] = np.abs(np.diff(share, axis=1)).max(2) > least
+    down[1:] = np.abs(np.diff(share, axis=0)).max(2) > least
+    return across, down
 
 
 def ring_of(labels: Labels) -> Labels:

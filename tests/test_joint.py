@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import objrl
 from objrl.pretrain.joint import JointStore
+from objrl.pretrain.train import TrainConfig, train
+from objrl.weights import read_header
 from tests.squares import make_frames, write_store
 
 
@@ -58,3 +62,20 @@ def test_bad_wishes_are_refused(paths: list[Path]) -> None:
         JointStore([paths[0], paths[0].with_name("none.h5")])
     with JointStore(paths[:2]) as joint, pytest.raises(IndexError, match=r"0\.\.99"):
         joint.frames([100])
+
+
+def test_one_detector_learns_from_several_games(tmp_path: Path) -> None:
+    paths = []
+    for name, shade in (("dark", 0), ("light", 90)):
+        frames = make_frames(60)
+        frames[(frames == (20, 20, 60)).all(-1)] = (20 + shade, 20 + shade, 60 + shade)
+        paths.append(write_store(tmp_path / f"{name}.h5", frames, env_id=f"{name}-v0"))
+    out = train(
+        TrainConfig(data=tuple(paths), out=tmp_path / "run", steps=2, batch=2, device="cpu")
+    )
+    header = read_header(out)
+    assert header["data"]["env_id"] == "dark-v0, light-v0"
+    assert header["config"]["scenes"] == 2
+    background = objrl.load(out, device="cpu").detector.background
+    seen = torch.stack([torch.full((3, 64, 64), 0.1), torch.full((3, 64, 64), 0.5)])
+    assert background.scene(seen).tolist() == [0, 1]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from objrl.atomic import sweep, write_atomically
 
-FORMAT = "objrl-checkpoint-1"
+FORMAT = "objrl-checkpoint-2"
 
 
 @dataclass(frozen=True)

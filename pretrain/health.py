@@ -36,7 +36,7 @@ Advice = Literal["go on", "warn", "begin again", "end"]
 # A run is looked at so often, but not before so many steps more: fewer change too little.
 _LOOKS, _APART = 20, 25
 # It has converged when this many looks on end bring no better agreement than this.
-_PATIENCE, _GAIN = 6, 0.002
+_PATIENCE, _GAIN, _LOSS = 6, 0.002, 0.02
 # How far a run that has converged counts as being: the rates fall over what is left.
 _LAST = 0.6
 # How often a run begins before a collapse is only told, and what share of its steps that takes.
@@ -78,7 +78,9 @@ class Health:
             return "swallowed"
         if self.split > 0.5:
             return "split"
-        return "everything" if self.found > 3 * max(self.expected, 1) else None
+        # The slots end what can be found, and there are not many more than things.
+        most = min(3 * max(self.expected, 1), 0.9 * self.rows)
+        return "everything" if self.found > max(most, 1.2 * self.expected) else None
 
     def describe(self) -> dict[str, float]:
         """Return what is logged: all there is, or without a baseline the count alone."""
@@ -123,10 +125,11 @@ def _share(counts: list[npt.NDArray[np.int64]]) -> float:
 
 
 def has_converged(agreements: Sequence[float]) -> bool:
-    """Say whether the last looks have brought nothing over the best one before them."""
+    """Say whether the last looks have neither gained on the best before them nor lost it."""
     if len(agreements) <= _PATIENCE:
         return False
-    return max(agreements[-_PATIENCE:]) < max(agreements[:-_PATIENCE]) + _GAIN
+    best, last = max(agreements[:-_PATIENCE]), agreements[-_PATIENCE:]
+    return max(last) < best + _GAIN and last[-1] > best - _LOSS
 
 
 @dataclass
@@ -134,13 +137,15 @@ class Course:
     """What the looks at a run have found so far; kept in its checkpoint.
 
     Attributes:
-        planned: steps of this attempt.
+        asked: steps of the run; with as many as `--steps`, it happens again.
+        planned: steps of this attempt: fewer, when there was one before.
         agreements: with the baseline, look by look.
         trouble: which collapse the last look saw.
         mended: the collapses after which the run began again.
         converged: the step at which it had.
     """
 
+    asked: int
     planned: int
     agreements: list[float] = field(default_factory=list)
     trouble: Trouble | None = None
@@ -152,21 +157,22 @@ class Course:
         """Steps from look to look."""
         return max(_APART, self.planned // _LOOKS)
 
-    def see(self, health: Health, step: int, steps: int, *, may_end: bool) -> Advice:
+    def see(self, health: Health, step: int, steps: int, *, may_change: bool) -> Advice:
         """Take in a look at a step, of so many, and say what follows.
 
         A collapse that two looks on end have seen calls for another attempt, while there is time
-        for one. A run may end early if its schedules count in fractions of the run.
+        for one. A run whose recipe `may_change` also ends early, at the end of its schedules.
         """
         before, self.trouble = self.trouble, health.trouble
         self.agreements.append(health.agreement)
         if self.trouble and step >= _EARLY * self.planned:
             time_left = steps - step >= _LEAST_LEFT * self.planned
-            if before == self.trouble and time_left and len(self.mended) < _ATTEMPTS - 1:
+            attempts_left = may_change and len(self.mended) < _ATTEMPTS - 1
+            if before == self.trouble and time_left and attempts_left:
                 return "begin again"
             return "go on" if before == self.trouble else "warn"
         early = self.converged is None and self.end_of(step) < steps
-        if may_end and early and has_converged(self.agreements):
+        if may_change and early and has_converged(self.agreements):
             self.converged = step
             return "end"
         return "go on"
@@ -184,13 +190,10 @@ def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]:
         )
         return changed, "presence prior held at its start, alpha not fixed"
     if trouble == "everything":
-        presence = Linear(
-            0.1 * recipe.presence.start,
-            recipe.presence.end and 0.1 * recipe.presence.end,
-            recipe.presence.begin,
-            recipe.presence.finish,
-        )
-        return replace(recipe, presence=presence), "presence prior a tenth of what it was"
+        prior = recipe.presence
+        end = None if prior.end is None else 0.1 * prior.end
+        changed = replace(recipe, presence=replace(prior, start=0.1 * prior.start, end=end))
+        return changed, "presence prior a tenth of what it was"
     cell = recipe.model.cell
     if trouble == "split" and cell < 32:
         changed = replace(

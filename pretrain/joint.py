@@ -97,6 +97,7 @@ class JointStore:
             "env_id": ", ".join(str(part["env_id"]) for part in parts),
             "frames": len(self),
             "policy": ", ".join(sorted({str(part["policy"]) for part in parts})),
+            "last_two": max(int(part["last_two"]) for part in parts),
             "seed": int(parts[0]["seed"]),
             "sha256": digest.hexdigest(),
         }

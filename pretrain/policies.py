@@ -61,6 +61,8 @@ class RandomPolicy:
 class WanderPolicy:
     """At random in every other environment; in the others each drawn action is held for a while.
 
+    A single environment is one of the others.
+
     Jitter stays where it began; what holds its course gets about and sees more of a game.
     """
 
@@ -85,7 +87,8 @@ class WanderPolicy:
         drawn: Actions = self._actions.sample()
         if self._last is not None:
             held = (self._rng.random(len(frames)) > self._change) & ~is_first
-            held[::2] = False
+            if len(held) > 1:
+                held[::2] = False
             held = held.reshape(-1, *[1] * (drawn.ndim - 1))
             drawn = np.where(held, self._last, drawn)
         self._last = drawn

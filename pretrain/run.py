@@ -92,12 +92,15 @@ class Run:
         }
         self._about = json.loads(json.dumps(about))
         self.step, self.steps = 0, recipe.steps
-        self.course = Course(**resumed.about["course"]) if resumed else Course(self.steps)
+        self.course = (
+            Course(**resumed.about["course"]) if resumed else Course(self.steps, self.steps)
+        )
         for trouble in self.course.mended:
             self._recipe, _ = mended(self._recipe, trouble)
         self._begin(resumed)
         if config.minutes and not resumed:
-            self.steps = self.course.planned = self._steps_in(60 * config.minutes)
+            self.steps = self._steps_in(60 * config.minutes)
+            self.course = Course(self.steps, self.steps)
 
     def _begin(self, resumed: Checkpoint | None = None) -> None:
         """Build the task of this attempt, and take up the checkpoint where there is one."""
@@ -161,9 +164,12 @@ class Run:
         if self._first:
             values = {f"health_{name}": value for name, value in health.describe().items()}
             self._fabric.log_dict(values, self.step)
-        advice = self.course.see(health, self.step, self.steps, may_end=self._recipe.unit == "run")
+        # The paper's tables are the paper's, and are not changed. The first device decides for all.
+        own = self._recipe.self_configure
+        advice = self.course.see(health, self.step, self.steps, may_change=own)
+        advice, self.course = self._fabric.broadcast((advice, self.course))
         if advice == "begin again":
-            return health.trouble
+            return self.course.trouble
         if advice == "warn" and health.trouble:
             self._warn(f"step {self.step}: {SYMPTOMS[health.trouble]}")
         if advice == "end":
@@ -178,7 +184,7 @@ class Run:
         self._recipe, change = mended(self._recipe, trouble)
         self._warn(f"step {self.step}: {SYMPTOMS[trouble]}; beginning again: {change}")
         self.step, self.steps = 0, self.steps - self.step
-        self.course = Course(self.steps, mended=[*self.course.mended, trouble])
+        self.course = Course(self.course.asked, self.steps, mended=[*self.course.mended, trouble])
         self._begin()
         self._save()
 
@@ -205,7 +211,7 @@ class Run:
         self._logger.finalize("success")
         training = {
             **{name: self._about[name] for name in ("preset", "seed", "found")},
-            "recipe": {**dataclasses.asdict(self._recipe), "steps": self.steps},
+            "recipe": {**dataclasses.asdict(self._recipe), "steps": self.course.asked},
             "steps": self.step,
             "converged": self.course.converged,
             "mended": self.course.mended,
@@ -216,13 +222,6 @@ class Run:
             f"{self._fabric.strategy.precision.precision}, torch {torch.__version__}",
         }
         data = self._about["data"]
-        save_weights(
-            *(path, self.task.model),
-            model_name=self.task.model_name,
-            data=data,
-            training=training,
-            metrics=metrics,
-        )
         verdict = SYMPTOMS[health.trouble] if health.trouble else ""
         if verdict:
             self._warn(f"held-out frames: {verdict}")
@@ -230,6 +229,14 @@ class Run:
         report["warning"] = verdict
         write_atomically(self._out / REPORT, json.dumps(report, indent=2).encode())
         write_png(self._out / SHEET, picture(FramePerceiver(self.task.model), held_out[::32]))
+        # Last of all: where there are weights, the run is finished.
+        save_weights(
+            *(path, self.task.model),
+            model_name=self.task.model_name,
+            data=data,
+            training=training,
+            metrics=metrics,
+        )
         scores = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
         print(f"wrote {path}, {SHEET} and {REPORT} after {self.step} steps: {scores}")
 

@@ -184,6 +184,7 @@ class FrameStore:
             "env_id": self.env_id,
             "frames": len(self),
             "policy": str(self.attributes["policy"]),
+            "last_two": int(self.attributes.get("last_two", 0)),
             "seed": int(self.attributes["seed"]),
             "sha256": self._sha256,
         }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
@@ -55,7 +56,7 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """bf16-mixed is for CUDA, where it has not been measured yet."""
     threads: int | None = None
-    """CPU threads of torch; by default as many as it finds cores."""
+    """CPU threads; by default as many as there are cores."""
     resume: bool = False
     """Go on from the folder's last checkpoint; the other options must be those of the run."""
     checkpoint_every: float = 60.0
@@ -86,6 +87,7 @@ def train(config: TrainConfig) -> Path:
         fabric.launch()
         if config.threads is not None:
             torch.set_num_threads(config.threads)  # after the launch, which sets them too
+            cv2.setNumThreads(config.threads)  # of the teacher
         run = Run(fabric, store, config, recipe, out, resumed)
         run.fit()
         return run.export()

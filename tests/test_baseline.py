@@ -167,8 +167,8 @@ def test_it_sees_ales_own_vector_environment_whatever_its_frames_are_made_into(h
         "img_height": height,
         "img_width": 160,
     }
-    envs = VectorObjectSlots(gym.make_vec("ALE/Pong-v5", N, noop_max=0, **options))
-    single = ObjectSlots(gym.make("ALE/Pong-v5"))
+    envs = VectorObjectSlots(gym.make_vec("ALE/Gopher-v5", N, noop_max=0, **options))
+    single = ObjectSlots(gym.make("ALE/Gopher-v5"))
     envs.reset(seed=1)
     for _ in range(20):
         envs.step(np.full(N, 2))

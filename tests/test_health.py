@@ -65,6 +65,11 @@ def test_each_collapse_is_told_by_its_name(
     assert seen(boxes).trouble == trouble
 
 
+def test_all_slots_full_is_everything_however_many_things_there_are() -> None:
+    assert Health(found=64, rows=64, expected=41, split=0.4).trouble == "everything"
+    assert Health(found=60, rows=64, expected=55).trouble is None
+
+
 def test_agreement_is_f1_with_the_pieces() -> None:
     assert seen(RIGHT).agreement == 1
     assert seen(RIGHT[:2]).agreement == pytest.approx(2 * 2 / (2 + 3))
@@ -88,6 +93,9 @@ class TestConvergence:
     def test_too_few_looks_tell_nothing(self) -> None:
         assert not has_converged([0.9] * 6)
 
+    def test_what_gets_worse_has_not_converged(self) -> None:
+        assert not has_converged([0.95, *[0.5] * 6])
+
     def test_no_gain_over_six_looks_is_convergence(self) -> None:
         assert has_converged([0.3, *[0.9] * 7])
         assert has_converged([0.3, 0.9, 0.89, 0.901, 0.88, 0.9, 0.9, 0.9])
@@ -100,34 +108,38 @@ BAD = Health(found=0, rows=16, expected=3, agreement=0.0)
 
 class TestCourse:
     def test_a_collapse_seen_twice_calls_for_another_attempt(self) -> None:
-        course = Course(planned=1000)
+        course = Course(asked=1000, planned=1000)
         assert course.apart == 50
-        assert course.see(BAD, 150, 1000, may_end=True) == "go on"  # the first fifth
-        assert course.see(GOOD, 200, 1000, may_end=True) == "go on"
-        assert course.see(BAD, 250, 1000, may_end=True) == "warn"
-        assert course.see(BAD, 300, 1000, may_end=True) == "begin again"
+        assert course.see(BAD, 150, 1000, may_change=True) == "go on"  # the first fifth
+        assert course.see(GOOD, 200, 1000, may_change=True) == "go on"
+        assert course.see(BAD, 250, 1000, may_change=True) == "warn"
+        assert course.see(BAD, 300, 1000, may_change=True) == "begin again"
 
     def test_but_not_when_time_or_attempts_have_run_out(self) -> None:
-        late = Course(planned=1000, trouble="nothing")
-        assert late.see(BAD, 700, 1000, may_end=True) == "go on"
-        third = Course(planned=1000, trouble="nothing", mended=["nothing", "split"])
-        assert third.see(BAD, 300, 1000, may_end=True) == "go on"
+        late = Course(asked=1000, planned=1000, trouble="nothing")
+        assert late.see(BAD, 700, 1000, may_change=True) == "go on"
+        third = Course(asked=1000, planned=1000, trouble="nothing", mended=["nothing", "split"])
+        assert third.see(BAD, 300, 1000, may_change=True) == "go on"
 
     def test_a_run_that_has_converged_ends_once_and_early(self) -> None:
-        course = Course(planned=1000)
-        said = [course.see(GOOD, 50 * i, 1000, may_end=True) for i in range(1, 10)]
+        course = Course(asked=1000, planned=1000)
+        said = [course.see(GOOD, 50 * i, 1000, may_change=True) for i in range(1, 10)]
         assert said == ["go on"] * 6 + ["end"] + ["go on"] * 2
         assert course.converged == 350
         assert 350 < course.end_of(350) < 1000
 
+    def test_the_papers_recipes_are_neither_ended_nor_mended(self) -> None:
+        course = Course(asked=1000, planned=1000, trouble="nothing")
+        assert course.see(BAD, 300, 1000, may_change=False) == "go on"
+
     def test_schedules_in_steps_run_to_their_end(self) -> None:
-        course = Course(planned=1000)
-        said = {course.see(GOOD, 50 * i, 1000, may_end=False) for i in range(1, 15)}
+        course = Course(asked=1000, planned=1000)
+        said = {course.see(GOOD, 50 * i, 1000, may_change=False) for i in range(1, 15)}
         assert said == {"go on"}
 
     def test_near_its_end_a_run_goes_on_to_it(self) -> None:
-        course = Course(planned=1000, agreements=[0.9] * 20)
-        assert course.see(GOOD, 950, 1000, may_end=True) == "go on"
+        course = Course(asked=1000, planned=1000, agreements=[0.9] * 20)
+        assert course.see(GOOD, 950, 1000, may_change=True) == "go on"
 
 
 class TestMending:

@@ -74,7 +74,7 @@ class TestShaded:
         paint(room, 50, 30, 8, 6, (70, 90, 120))  # the floor in a shadow half as light
         image = lit(room)
         assert is_shaded(image)
-        small = large_areas(image, MAX_SIDE) == 0
+        small = large_areas(image, MAX_SIDE, shaded=True) == 0
         expected = np.zeros_like(small)
         expected[30:36, 30:38] = True
         assert np.array_equal(small, expected)
@@ -83,7 +83,7 @@ class TestShaded:
         room = self.room()
         paint(room, 5, 30, MAX_SIDE, MAX_SIDE, RED)
         paint(room, 40, 30, MAX_SIDE + 3, 5, RED)
-        large = large_areas(lit(room), MAX_SIDE)
+        large = large_areas(lit(room), MAX_SIDE, shaded=True)
         assert not large[31:49, 6:24].any()
         assert large[32:34, 42:60].all()
 
@@ -92,7 +92,7 @@ class TestShaded:
         image = lit(lit(self.room()))
         assert is_shaded(image)
         assert image.min() < 20
-        assert large_areas(image, MAX_SIDE).all()
+        assert large_areas(image, MAX_SIDE, shaded=True).all()
 
 
 class TestHues:

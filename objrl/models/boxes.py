@@ -13,9 +13,12 @@ from torch import Tensor
 def clip_boxes(box: Tensor, canvas: tuple[int, int]) -> Tensor:
     """(B, K, 4) boxes -> the part of each that lies on the canvas, at least one pixel of it."""
     scale, centre = box[..., :2], box[..., 2:]
-    pixel = 2 / max(canvas)
-    low = (centre - scale).clamp(-1, 1 - pixel)
-    high = torch.maximum((centre + scale).clamp(max=1), low + pixel)
+    lows, highs = (centre - scale).unbind(-1), (centre + scale).unbind(-1)
+    edges = []
+    for low, high, pixel in zip(lows, highs, (2 / canvas[1], 2 / canvas[0]), strict=True):
+        low = low.clamp(-1, 1 - pixel)
+        edges.append((low, torch.maximum(high.clamp(max=1), low + pixel)))
+    low, high = (torch.stack([edge[i] for edge in edges], dim=-1) for i in (0, 1))
     return torch.cat([(high - low) / 2, (low + high) / 2], dim=-1)
 
 

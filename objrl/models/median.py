@@ -123,6 +123,7 @@ class Median(nn.Module):
         self.config = config
         self.max_slots = config.max_slots
         size, colours = config.frame_size, config.colours
+        self._kept: tuple[tuple[int, ...], Seen] | None = None
         for name, shape, kind in (
             ("faces", (config.faces, *size, 3), torch.uint8),
             ("median", (*size, 3), torch.uint8),
@@ -169,7 +170,13 @@ class Median(nn.Module):
 
     @property
     def seen(self) -> Seen:
-        """What it knows, on the host."""
+        """What it knows, on the host; made anew when the buffers have changed."""
+        versions = tuple(buffer._version for buffer in self.buffers())
+        if self._kept is None or self._kept[0] != versions:
+            self._kept = versions, self._read()
+        return self._kept[1]
+
+    def _read(self) -> Seen:
         faces, median, standing, colours, joined = (
             getattr(self, name).cpu().numpy()
             for name in ("faces", "median", "standing", "colours", "joined")

@@ -23,12 +23,12 @@ def differs(frame: Image, background: Image, threshold: int) -> Image:
     return cv2.threshold(most, threshold, 1, cv2.THRESH_BINARY)[1].astype(np.uint8, copy=False)
 
 
-def large_areas(image: Image, max_side: int) -> Image:
+def large_areas(image: Image, max_side: int, *, shaded: bool = False) -> Image:
     """Return (H, W) uint8, 1 in areas of one colour that are wider or taller than any object.
 
     In a shaded picture an area ends where the hue jumps, which light and shadow hardly change.
     """
-    if is_shaded(image):
+    if shaded:
         across, down = _jumps(image)
         labels, stats = connected(1 - (across | down), 4)
         wide = (stats[:, 2] > max_side) | (stats[:, 3] > max_side)
@@ -50,8 +50,12 @@ def large_areas(image: Image, max_side: int) -> Image:
 
 
 def is_shaded(image: Image) -> bool:
-    """Say whether an image has too many colours for areas of one."""
-    return len(np.unique(exact_colours(image))) > 256
+    """Say whether an image has too many colours for areas of one.
+
+    A resized picture has many, too, but only at its edges: most pixels are equal to the next.
+    """
+    code = exact_colours(image)
+    return len(np.unique(code)) > 256 and bool((code[:, 1:] == code[:, :-1]).mean() < 0.62)
 
 
 def _jumps(image: Image, least: float = 0.03) -> tuple[Image, Image]:

@@ -86,12 +86,12 @@ class Scenery:
         """(H, W, 3) -> (H, W) uint8, 1 where a frame shows none of its background's faces."""
         if self.shaded and self.changing:
             # Things of one hue that touch make an area, too, but not one as large as walls are.
-            return opened(1 - large_areas(frame, 2 * self.max_side))
+            return opened(1 - large_areas(frame, 2 * self.max_side, shaded=True))
         far = differs(frame, self.faces[0], self.threshold)
         for face in self.faces[1:]:
             far &= differs(frame, face, self.threshold)
         if self.changing:
-            far &= 1 - large_areas(frame, self.max_side)
+            far &= 1 - large_areas(frame, self.max_side, shaded=self.shaded)
         return far
 
     def colours(self, pixels: Image) -> Labels:
@@ -148,7 +148,7 @@ def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
     if not shaded:  # else no two pictures of a thing are equal
         usual = without_what_vanishes(median, frames, max_side=max_side, threshold=threshold)
         usual = without_what_moves_elsewhere(usual, frames, max_side=max_side, threshold=threshold)
-    large = np.stack([large_areas(frame, max_side) for frame in some])
+    large = np.stack([large_areas(frame, max_side, shaded=shaded) for frame in some])
     odd = [
         (area & differs(f, usual, threshold)).mean() for f, area in zip(some, large, strict=True)
     ]

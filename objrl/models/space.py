@@ -220,20 +220,38 @@ class Space(nn.Module):
 
     def detect(self, frames: Tensor) -> Slots:
         """Return slots without identity, by falling presence, in tight boxes."""
-        seen = self.perceive(frames)
-        here = seen.presence > self.config.threshold
-        config = self.config
-        box = tight_boxes(seen.outline, seen.z_where, config.reach)
-        box = clip_boxes(box, config.frame_size)
-        here &= ~repeated(box, seen.presence * here, config.distinct)
+        seen, box = self._objects(frames)
+        here = seen.presence > 0
         return Slots(
             position=box[..., 2:] * here,
             scale=box[..., :2] * here,
             depth=seen.z_depth * here,
             what=seen.z_what * here,
-            presence=seen.presence * here,
+            presence=seen.presence,
             track_id=torch.full_like(seen.presence, NO_TRACK, dtype=torch.int64),
         )
+
+    def _objects(self, frames: Tensor) -> tuple[Percept, Tensor]:
+        """See each object once: rows that show none, or one again, have presence 0 and come last.
+
+        Returns:
+            What is seen, and the objects' tight boxes (B, K, 4).
+        """
+        config, seen = self.config, self.perceive(frames)
+        box = tight_boxes(seen.outline, seen.z_where, config.reach)
+        box = clip_boxes(box, config.frame_size)
+        here = seen.presence > config.threshold
+        here &= ~repeated(box, seen.presence * here, config.distinct)
+        order = torch.argsort((~here[..., 0]).to(torch.uint8), dim=1, stable=True)
+        batch = torch.arange(len(order), device=order.device)[:, None]
+        sorted_rows = Percept(
+            presence=(seen.presence * here)[batch, order],
+            z_where=seen.z_where[batch, order],
+            z_depth=seen.z_depth[batch, order],
+            z_what=seen.z_what[batch, order],
+            outline=seen.outline[batch, order],
+        )
+        return sorted_rows, box[batch, order]
 
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, H, W) masks in the order of `detect`; a pixel goes to who draws it.
@@ -241,12 +259,9 @@ class Space(nn.Module):
         A slot's share is its weighted mask of Algorithm 1, with the K rows as all the cells that
         there are; the background has the rest.
         """
-        seen = self.perceive(frames)
+        seen, _ = self._objects(frames)
         canvas = self.config.frame_size
-        mask = (
-            self.masks(seen.z_what)[:, :, None]
-            * (seen.presence * (seen.presence > self.config.threshold))[..., None, None]
-        )
+        mask = self.masks(seen.z_what)[:, :, None] * seen.presence[..., None, None]
         importance = 100 * mask * torch.sigmoid(seen.z_depth)[..., None, None]
         origin = torch.zeros_like(seen.z_where[..., :2], dtype=torch.int64)
         placed = place(torch.cat([mask, importance], dim=2), seen.z_where, origin, canvas, canvas)

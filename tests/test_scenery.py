@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pytest
 
 from objrl.models.regions import Image
-from objrl.models.scenery import Scenery, median_frame
+from objrl.models.scenery import Scenery, median_frame, survey
 from tests.drawn import (
     GREEN,
     GROUND,
     HEIGHT,
+    MAX_SIDE,
     RED,
     SPRITE,
     WALL,
@@ -327,3 +328,25 @@ def test_frames_without_a_colour_twice_are_borne() -> None:
         paint(frame, 3 * t, 20, 6, 6, RED)
     scenery = look_at(frames)
     assert np.array_equal(scenery.faces, still[None])
+
+
+class TestRecoloured:
+    """A court whose lines take another colour when the sides are changed."""
+
+    def court(self, *, together: bool) -> Image:
+        frames = ground(60)
+        for t, frame in enumerate(frames):
+            for i, x in enumerate((10, 30, 50, 70)):
+                swapped = t >= 30 if together else (t // (5 + i)) % 2 == 0
+                paint(frame, x, 5, 2, MAX_SIDE, YELLOW if swapped else RED)
+        return frames
+
+    def test_what_changes_colour_all_at_once_is_background(self) -> None:
+        frames = self.court(together=True)
+        scenery = survey(frames, max_side=MAX_SIDE, threshold=24)
+        assert not any(scenery.differs(frame).any() for frame in frames)
+
+    def test_what_changes_colour_by_itself_is_a_thing(self) -> None:
+        frames = self.court(together=False)
+        scenery = survey(frames, max_side=MAX_SIDE, threshold=24)
+        assert any(scenery.differs(frame).any() for frame in frames)

@@ -155,6 +155,8 @@ def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
     faces = usual[None]
     if not shaded:
         faces = _faces(usual, some, large, max_side=max_side, threshold=threshold)
+        other = _recoloured(usual, some, max_side=max_side, threshold=threshold)
+        faces = np.concatenate([faces, other])
     return Scenery(
         faces=faces,
         median=median,
@@ -285,6 +287,34 @@ def _standing(median: Image, usual: Image, frames: Image, threshold: int) -> Lab
     stands = (whole >= 0.1 * len(frames)) & (alone >= 0.5 * whole)
     stands[0] = False
     return np.where(stands, np.cumsum(stands), 0)[labels].astype(np.int32)
+
+
+def _recoloured(usual: Image, frames: Image, *, max_side: int, threshold: int) -> Image:
+    """Return (1, H, W, 3) with the other colours of what changes them all at once; or (0, H, W, 3).
+
+    When Tennis's players change ends, the lines of the court do, too. Nothing has gone or come:
+    what stood out from the large areas still does, in one other colour, and all of it together.
+    What changes colour by itself, as Qbert's cubes do, is a thing.
+    """
+    none = np.zeros((0, *usual.shape), np.uint8)
+    at = np.flatnonzero(large_areas(usual, max_side) == 0)
+    shown = exact_colours(np.stack([frame.reshape(-1, 3)[at] for frame in frames]))
+    far = np.stack([differs(frame, usual, threshold).ravel()[at] > 0 for frame in frames])
+    codes = np.unique(shown[far])
+    if not len(codes) or len(codes) > 64:
+        return none
+    counts = np.stack([((shown == code) & far).sum(0) for code in codes])
+    other, often = codes[counts.argmax(0)], far.mean(0)
+    two = (often >= 0.1) & (often <= 0.9) & (counts.max(0) >= 0.95 * far.sum(0))
+    if two.sum() < max_side:
+        return none
+    together = (shown[:, two] == other[two]).mean(1)
+    if ((together < 0.1) | (together > 0.9)).mean() < 0.95:
+        return none
+    face = usual.copy()
+    colours = np.stack([other >> 16, other >> 8 & 255, other & 255], axis=1).astype(np.uint8)
+    face.reshape(-1, 3)[at[two]] = colours[two]
+    return face[None]
 
 
 def _faces(

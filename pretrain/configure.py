@@ -140,6 +140,7 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
     sceneries = [seen.scenery for seen in found.seen.every]
     height, width = sceneries[0].faces.shape[1:3]
     side = math.sqrt(found.width * found.height)
+    changing = tuple(i for i, scenery in enumerate(sceneries) if scenery.changing)
     model = replace(
         recipe.model,
         frame_size=(height, width),
@@ -149,6 +150,7 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
         faces=max(len(scenery.faces) for scenery in sceneries),
         # Shorter than for the teacher, who follows areas around corners.
         flat=max(2 * s.max_side // 3 if s.changing else 0 for s in sceneries),
+        changing=changing if len(changing) < len(sceneries) else (),
         reach=min(1.0, _REACH / recipe.margin),
         rendered=max(32, found.rows),
         max_slots=max(32, found.rows),

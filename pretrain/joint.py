@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -113,11 +113,13 @@ class JointStore:
         self.close()
 
 
-def by_game(store: Frames, count: int = 1500) -> list[Image]:
-    """Return (n, H, W, 3) frames of `train` to look at, those of each game apart, of one size."""
+def by_game(store: Frames, count: int = 1500) -> Iterator[Image]:
+    """Yield (n, H, W, 3) frames of `train` to look at, game by game, all of one size."""
     if not isinstance(store, JointStore):
-        return [sample(store, "train", count)]
-    return [fit_canvas(sample(part, "train", count), store.size) for part in store.parts]
+        yield sample(store, "train", count)
+        return
+    for part in store.parts:
+        yield fit_canvas(sample(part, "train", count), store.size)
 
 
 def sample(store: Frames, split: str, count: int) -> Image:

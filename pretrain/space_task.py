@@ -26,6 +26,9 @@ from objrl.models.space_loss import (
 from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.presets import SpaceRecipe
 
+_REACH = 0.9
+"""How far from its cell's centre, in cells, an object is meant to sit at most."""
+
 
 class Batch(NamedTuple):
     """What goes to the device each step; evidence is empty where the recipe asks for none."""
@@ -135,7 +138,11 @@ class SpaceTask(nn.Module):
 def blobs_by_cell(
     boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: SpaceConfig, margin: float
 ) -> tuple[Tensor, Tensor]:
-    """Give blobs to the cells that their centres lie in; of several in one, the largest has it.
+    """Give blobs to the cells that their centres lie in, each cell one at most.
+
+    Of several in one cell the largest has it, and each of the others the free cell nearest to it of
+    those whose z_shift reaches so far, where there is one: so a ghost that is caught and who
+    catches it are two.
 
     Args:
         boxes: (M, 4) x0 y0 x1 y1 in canvas pixels, by falling area.
@@ -150,10 +157,23 @@ def blobs_by_cell(
     side = np.array([width, height], np.float32)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     column, row = np.minimum(centre // config.cell, [columns - 1, rows - 1]).astype(np.int64).T
-    cell, first = np.unique(row * columns + column, return_index=True)
-    scale = np.minimum((boxes[:, 2:] - boxes[:, :2]) * margin / side, 0.99)
-    where = np.concatenate([scale, 2 * centre / side - 1], axis=1)[first]
-    return torch.from_numpy(cell), torch.from_numpy(where.astype(np.float32))
+    own = row * columns + column
+    _, first = np.unique(own, return_index=True)
+    cell = np.full(len(boxes), -1)
+    cell[first] = own[first]
+    for late in np.setdiff1d(np.arange(len(boxes)), first):
+        # How far each cell's centre is from the blob's, in cells; tanh never gets to 1.
+        y = np.abs(np.arange(rows) + 0.5 - centre[late, 1] / config.cell)
+        x = np.abs(np.arange(columns) + 0.5 - centre[late, 0] / config.cell)
+        far = np.hypot(y[:, None], x) + np.where((y[:, None] < _REACH) & (x < _REACH), 0, np.inf)
+        far.ravel()[cell[cell >= 0]] = np.inf
+        if np.isfinite(far.min()):
+            cell[late] = far.argmin()
+    has = np.flatnonzero(cell >= 0)
+    has = has[np.argsort(cell[has])]
+    scale = np.minimum((boxes[has, 2:] - boxes[has, :2]) * margin / side, 0.99)
+    where = np.concatenate([scale, 2 * centre[has] / side - 1], axis=1)
+    return torch.from_numpy(cell[has]), torch.from_numpy(where.astype(np.float32))
 
 
 def at_centres(

@@ -142,6 +142,13 @@ class TestConfigure:
         # Longer than a typical object, shorter than what the teacher holds for scenery.
         assert 20 < scrolls.flat < 60
 
+    def test_of_several_scenes_it_is_known_which_change(self) -> None:
+        one, other = findings(8, 8), findings(8, 8, changing=True)
+        for parts, changing in (((one, other), (1,)), ((other, other), ()), ((one, one), ())):
+            model = configure(preset("space-fast"), join(parts)).model
+            assert model.changing == changing
+            assert bool(model.flat) == any(part is other for part in parts)
+
     def test_shaded_scenes_that_change_have_no_picture_and_the_mask_is_taught(self) -> None:
         plain = preset("space-fast")
         for changing, shaded in ((False, False), (False, True), (True, False)):

@@ -199,7 +199,6 @@ def test_the_picture_has_the_face_nearest_to_what_is_seen() -> None:
                 chosen.add(best)
                 assert torch.equal(picture[b, :, y, x], faces[best, :, y, x])
     assert chosen == {0, 1, 2}
-    torch.testing.assert_close(model.distance(image), (image - picture).abs())
     torch.testing.assert_close(model.eval()(image).image, picture)
 
 
@@ -213,7 +212,7 @@ def test_of_several_games_the_one_most_like_a_frame_is_taken() -> None:
     dark[:, 6:] = 0.2
     image = torch.stack([light, dark])
     assert model.scene(image).tolist() == [1, 0]
-    far = model.distance(image)
+    far = (image - model.picture(image)).abs()
     torch.testing.assert_close(far[0], torch.zeros(3, 8, 8))
     torch.testing.assert_close(far[1, :, 4:6], torch.full((3, 2, 8), 0.4))
     torch.testing.assert_close(far[1, :, :4], torch.zeros(3, 4, 8))
@@ -268,13 +267,23 @@ def test_large_areas_are_background_wherever_they_are() -> None:
     model.faces.fill_(51)
     image = torch.full((1, 3, 20, 30), 0.6)  # scrolled in; the object on it is small
     image[..., 5:9, 10:15] = torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1)
-    distance = model.distance(image)
+    distance = (image - model.picture(image)).abs()
     thing = torch.zeros(20, 30, dtype=torch.bool)
     thing[5:9, 10:15] = True
     assert (distance.amax(1)[0] > 0).equal(thing)
     torch.testing.assert_close(distance[0, :, 6, 12], (torch.tensor([0.9, 0.1, 0.1]) - 0.2).abs())
     model.flat = 0
-    assert (model.distance(image) > 0.05).any(1).all()
+    assert ((image - model.picture(image)).abs() > 0.05).any(1).all()
+
+
+def test_large_areas_are_background_in_the_scenes_that_change_alone() -> None:
+    model = Static((20, 30), faces=1, flat=12, scenes=2, changing=(1,)).eval()
+    model.faces.copy_(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+    image = torch.stack([torch.zeros(3, 20, 30), torch.ones(3, 20, 30)])
+    image[..., 4:19] = 0.5
+    picture = model.picture(image)
+    assert (picture[0] == 0).all()
+    assert torch.equal(picture[1], image[1])
 
 
 def runs(image: Tensor, least: int) -> Tensor:

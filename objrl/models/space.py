@@ -87,7 +87,9 @@ class Space(nn.Module):
         elif config.background == "smooth":
             self.background = Smooth(config.frame_size, config.faces, config.scenes)
         else:
-            self.background = Static(config.frame_size, config.faces, config.flat, config.scenes)
+            self.background = Static(
+                *(config.frame_size, config.faces, config.flat, config.scenes, config.changing)
+            )
 
     def infer(self, image: Tensor) -> Cells:
         """(B, 3, H, W) in [0, 1] -> the latents of every cell."""

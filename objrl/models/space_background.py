@@ -215,12 +215,13 @@ class Static(nn.Module):
         faces: int = 1,
         flat: int = 0,
         scenes: int = 1,
+        changing: tuple[int, ...] = (),
         z_component: int = 8,
         coarse: int = 16,
         hidden: int = 64,
     ) -> None:
         super().__init__()
-        self.flat, self.scenes = flat, scenes
+        self.flat, self.scenes, self.changing = flat, scenes, changing
         self.size, self.coarse = size, (-(-size[0] // coarse), -(-size[1] // coarse))
         self.z_component = z_component
         self.register_buffer("faces", torch.zeros(scenes * faces, 3, *size, dtype=torch.uint8))
@@ -236,13 +237,18 @@ class Static(nn.Module):
 
     def picture(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> what is known of its background, (B, 3, H, W) or (1, 3, H, W)."""
+        scene = self.scene(image)
         if len(self.faces) == 1:
             best = self.usual
         else:
             scenes = self.faces.view(self.scenes, -1, 3, *self.size)
-            best = self._nearest(image, scenes[self.scene(image)])
+            best = self._nearest(image, scenes[scene])
         if self.flat:
-            best = torch.where(long_runs(image, self.flat), image, best)
+            large = long_runs(image, self.flat)
+            if self.changing:
+                changing = torch.tensor(self.changing, device=image.device)
+                large &= torch.isin(scene, changing)[:, None, None, None]
+            best = torch.where(large, image, best)
         return best
 
     @property
@@ -265,10 +271,6 @@ class Static(nn.Module):
             other = (image - face).abs().amax(1, keepdim=True)
             best, far = torch.where(other < far, face, best), torch.minimum(other, far)
         return best
-
-    def distance(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> how far each channel is from the picture, (B, 3, H, W)."""
-        return (image - self.picture(image)).abs()
 
     def forward(self, image: Tensor, picture: Tensor | None = None) -> BackgroundOutput:
         """Explain (B, 3, H, W) images; their `picture`, where it is there already, saves time."""

@@ -46,6 +46,8 @@ class SpaceConfig:
     flat: int = 0
     """Pixels in a row or column of one colour that are background wherever they are, where large
     areas change or scroll; 0 where they do not."""
+    changing: tuple[int, ...] = ()
+    """The scenes whose large areas do, where others' do not; empty for all or none of them."""
     contrast: float = 24 / 255
     """How far from the known picture a pixel is seen to be an object's, for tight boxes."""
     reach: float = 1.0

@@ -23,7 +23,7 @@ from objrl.perceiver import FramePerceiver
 from objrl.slots import Slots
 from objrl.weights import load
 from objrl.wrappers import ObjectSlots
-from objrl.wrappers.object_slots import weights_for
+from objrl.wrappers.choose import weights_for
 
 VIDEO_SCALE = 3
 VIDEO_FPS = 15

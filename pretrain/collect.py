@@ -26,7 +26,7 @@ from tqdm import tqdm
 import objrl
 from objrl.pretrain.policies import Policy, RandomPolicy, SavedPolicy, WanderPolicy
 from objrl.pretrain.store import FrameStore, FrameWriter
-from objrl.wrappers.object_slots import game_of, unknown_env
+from objrl.wrappers.choose import game_of, unknown_env
 
 Rows = dict[str, npt.NDArray[Any]]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from objrl.pretrain.run import CHECKPOINT, WEIGHTS
 from objrl.pretrain.ship import ShipConfig, ship
-from objrl.wrappers.object_slots import game_of
+from objrl.wrappers.choose import game_of
 
 GAMES = (
     *("SpaceInvaders", "AirRaid", "Riverraid", "MontezumaRevenge", "Asterix", "Atlantis"),

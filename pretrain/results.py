@@ -48,7 +48,7 @@ from objrl.pretrain.results_page import MAIN_GAMES, Row, page, title
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.truth import read_truth
 from objrl.weights import Weights, list_weights, read_header, registry
-from objrl.wrappers.object_slots import game_of
+from objrl.wrappers.choose import game_of
 
 BASELINE_FRAMES = 256
 """Frames whose median is the baseline's background."""

@@ -20,7 +20,7 @@ from objrl.draw import draw_slots
 from objrl.slots import Slots
 from objrl.weights import registry
 from objrl.wrappers import ObjectSlots
-from objrl.wrappers.object_slots import game_of, weights_for
+from objrl.wrappers.choose import game_of, weights_for
 from tests.helpers import (
     MOVING_SQUARES,
     BlobDetector,
@@ -64,6 +64,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(registry, "list_weights", lambda: entries)
     monkeypatch.setattr(registry, "load", load)
+    monkeypatch.setattr(registry, "header", lambda _: {"data": {}})
     return loaded
 
 

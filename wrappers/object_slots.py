@@ -5,9 +5,6 @@ Letters: H W pixels, K slots, D features of `what`.
 
 from __future__ import annotations
 
-import difflib
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -15,13 +12,11 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import torch
 from gymnasium.core import ActType, RenderFrame
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
-from objrl.weights import registry
-from objrl.wrappers.baseline import fit_baseline, how_to_make_some, none_shipped
+from objrl.wrappers.choose import choose_perceiver, shows_last_two
 from objrl.wrappers.spaces import (
     Array,
     Observation,
@@ -113,7 +108,10 @@ class ObjectSlots(
         )
         gym.Wrapper.__init__(self, env)
         self._frame_shape = frame_shape(env.observation_space)
-        self.perceiver = choose_perceiver(weights, env.spec, self._frame_shape, max_slots, device)
+        self.perceiver = choose_perceiver(
+            *(weights, env.spec, self._frame_shape, max_slots, device),
+            last_two=shows_last_two(env.spec),
+        )
         rows, features = self.perceiver.max_slots, self.perceiver.what_size
         self._layout = make_layout(rows, features, keys, flatten)
         self.observation_space = self._layout.space()
@@ -163,100 +161,3 @@ def plain_arguments(
         "keys": None if keys is None else list(keys),
         "flatten": flatten,
     }
-
-
-def choose_perceiver(
-    weights: str | Path | Perceiver | None,
-    spec: EnvSpec | None,
-    shape: tuple[int, ...],
-    max_slots: int | None,
-    device: str | torch.device,
-) -> Perceiver:
-    """Return the perceiver that a caller of a wrapper asks for.
-
-    Args:
-        weights: see `ObjectSlots`.
-        spec: what one environment is made from, where that is known.
-        shape: (H, W, 3) of its frames.
-        max_slots: see `ObjectSlots`.
-        device: see `ObjectSlots`.
-
-    Raises:
-        ValueError, TypeError: see `ObjectSlots`.
-    """
-    env_id = spec.id if spec else None
-    if weights is None:
-        if spec is not None and not _shipped_for(spec.id):
-            return fit_baseline(spec, shape, max_slots, device)
-        weights = weights_for(env_id)
-    if isinstance(weights, (str, Path)):
-        _warn_of_another_game(weights, env_id)
-        return registry.load(weights, device=device, max_slots=max_slots)
-    if not isinstance(weights, Perceiver):
-        raise TypeError(
-            "weights: expected a name, a path or an objrl.Perceiver, got "
-            f"{type(weights).__name__}; a Detector needs objrl.FramePerceiver around it"
-        )
-    if max_slots is not None or str(device) != "auto":
-        raise ValueError(
-            "weights: a ready perceiver has its own number of slots and device; leave out "
-            f"max_slots and device, got max_slots={max_slots}, device={str(device)!r}"
-        )
-    return weights
-
-
-def _warn_of_another_game(weights: str | Path, env_id: str | None) -> None:
-    """Warn where shipped weights are for other games than the environment's."""
-    shipped = {entry.name: entry.env_ids for entry in registry.list_weights()}
-    games = {game_of(known) for known in shipped.get(str(weights), ())}
-    if env_id is not None and games and game_of(env_id) not in games:
-        warnings.warn(
-            f"weights {str(weights)!r} learnt from {', '.join(sorted(games))}, not from "
-            f"{env_id}: expect nonsense",
-            stacklevel=4,
-        )
-
-
-def weights_for(env_id: str | None) -> str:
-    """Return the name of the shipped weights for a Gymnasium id, SPACE's if there are several.
-
-    Raises:
-        ValueError: no id, one that is not registered, or none are shipped for its game.
-    """
-    if env_id is None:
-        raise ValueError("the environment has no id (env.spec is None); name the weights to use")
-    fitting = _shipped_for(env_id)
-    if not fitting:
-        if env_id not in gym.registry:
-            raise unknown_env(env_id)
-        raise ValueError(f"{none_shipped(env_id)}; {how_to_make_some(env_id)}")
-    preferred = f"space-{game_of(env_id)}"
-    return preferred if preferred in fitting else fitting[0]
-
-
-def _shipped_for(env_id: str) -> list[str]:
-    """Return the names of all weights that are shipped for a game."""
-    game = game_of(env_id)
-    shipped = registry.list_weights()
-    return [entry.name for entry in shipped if game in map(game_of, entry.env_ids)]
-
-
-def unknown_env(env_id: str) -> ValueError:
-    """Return the error for an id that is not registered, with those that look most like it."""
-    near = difflib.get_close_matches(env_id, sorted(gym.registry), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "is its package imported?"
-    return ValueError(
-        f"env: expected the id of a registered environment, got {env_id!r}; {hint} "
-        "(gymnasium.registry lists them all)"
-    )
-
-
-def game_of(env_id: str) -> str:
-    """Return what `env_id` is about, whatever its version and variant.
-
-    Example:
-        >>> game_of("ALE/SpaceInvaders-v5"), game_of("UpNDownNoFrameskip-v4")
-        ('space_invaders', 'up_n_down')
-    """
-    name = re.sub(r"(NoFrameskip|Deterministic|-ram|-v\d+)*$", "", env_id.removeprefix("ALE/"))
-    return re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

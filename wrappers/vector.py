@@ -23,7 +23,8 @@ from torch import Tensor
 
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
-from objrl.wrappers.object_slots import choose_perceiver, plain_arguments
+from objrl.wrappers.choose import ENTRY_POINT, choose_perceiver, shows_last_two
+from objrl.wrappers.object_slots import plain_arguments
 from objrl.wrappers.spaces import (
     Array,
     Observation,
@@ -85,7 +86,12 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         self._frame_shape = frame_shape(env.single_observation_space)
         self._autoreset = _autoreset_mode(env)
         spec = _single_spec(env)
-        self.perceiver = choose_perceiver(weights, spec, self._frame_shape, max_slots, device)
+        # ALE's own vector environments are told at once what to do to frames, others one by one.
+        own = env.spec is not None and env.spec.kwargs.get("vectorization_mode") == ENTRY_POINT
+        self.perceiver = choose_perceiver(
+            *(weights, spec, self._frame_shape, max_slots, device),
+            last_two=shows_last_two(env.spec if own else spec),
+        )
         rows, features = self.perceiver.max_slots, self.perceiver.what_size
         self._layout = make_layout(rows, features, keys, flatten)
         self.single_observation_space = self._layout.space()

@@ -117,6 +117,21 @@ def load(
         return FramePerceiver(read_model(path, max_slots=max_slots)).to(place)
 
 
+def header(name_or_path: str | Path) -> dict[str, Any]:
+    """Return what a weights file says about itself: model, data, training, metrics.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load`.
+    """
+    name = str(name_or_path)
+    if name.endswith(SUFFIX):
+        return read_header(name)
+    if name not in WEIGHTS:
+        raise ValueError(_unknown_name(name))
+    with resources.as_file(FOLDER / WEIGHTS[name].file) as path:
+        return read_header(path)
+
+
 def _warn_if_poor(weights: Weights) -> None:
     """Say so if a detector is shipped although it did not come out well."""
     for score, meaning in (

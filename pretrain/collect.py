@@ -24,7 +24,7 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 import objrl
-from objrl.pretrain.policies import Policy, RandomPolicy, SavedPolicy, WanderPolicy
+from objrl.pretrain.policies import Policy, make_policy
 from objrl.pretrain.store import FrameStore, FrameWriter
 from objrl.wrappers.choose import game_of, unknown_env
 
@@ -231,11 +231,7 @@ def _play(config: CollectConfig, out: Path) -> None:
     shape = envs.single_observation_space.shape or ()
     try:
         # All that can be wrong with the wishes shows before there is a file.
-        policy: Policy = RandomPolicy(envs.action_space)
-        if config.policy == "wander":
-            policy = WanderPolicy(envs.action_space)
-        elif config.policy != "random":
-            policy = SavedPolicy(Path(config.policy), actions, config.epsilon)
+        policy = make_policy(config.policy, envs.action_space, actions, config.epsilon)
         with FrameWriter(
             out,
             frame_shape=shape[-3:],

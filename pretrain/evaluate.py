@@ -22,6 +22,7 @@ from objrl import draw
 from objrl.atomic import write_atomically
 from objrl.models.median import Median
 from objrl.perceiver import FramePerceiver
+from objrl.pretrain.joint import sample, some_rows, spread
 from objrl.pretrain.measure import (
     Agreement,
     Report,
@@ -31,8 +32,6 @@ from objrl.pretrain.measure import (
     look_alike,
     perceive,
     picture,
-    split_rows,
-    spread,
 )
 from objrl.pretrain.results import BASELINE_FRAMES, write_results
 from objrl.pretrain.store import FrameStore
@@ -114,9 +113,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         lines = _truth_table(report)
     else:
         with FrameStore(source) as store:
-            rows = split_rows(store, config.split, config.limit)
+            rows = some_rows(store, config.split, config.limit)
             frames = store.frames(rows)
-            background = store.frames(split_rows(store, "train", BASELINE_FRAMES))
+            background = sample(store, "train", BASELINE_FRAMES)
         baseline = FramePerceiver(Median.fit(background))
         truth, column = look_alike(perceive(baseline, frames, config.batch)), "baseline"
         report = compare_with_baseline(perceiver, frames, truth, config.batch)

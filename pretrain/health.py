@@ -157,6 +157,11 @@ class Course:
         """Steps from look to look."""
         return max(_APART, self.planned // _LOOKS)
 
+    @property
+    def before(self) -> int:
+        """Steps of the attempts before this one."""
+        return self.asked - self.planned
+
     def see(self, health: Health, step: int, steps: int, *, may_change: bool) -> Advice:
         """Take in a look at a step, of so many, and say what follows.
 

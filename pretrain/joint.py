@@ -128,11 +128,24 @@ def sample(store: Frames, split: str, count: int) -> Image:
     Raises:
         ValueError: the split is empty.
     """
-    indices = store.split(split)
-    if not len(indices):
+    return store.frames(some_rows(store, split, count))
+
+
+def some_rows(store: Frames, split: str, count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most `count` frames of a split, spread evenly.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    rows = store.split(split)
+    if not len(rows):
         raise ValueError(
             f"{store.path}: expected frames to train and to validate on, got none in "
             f"'{split}': {len(store)} frames in all are too few; collect more"
         )
-    chosen = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(np.int64)
-    return store.frames(indices[chosen])
+    return rows[spread(len(rows), count)]
+
+
+def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most `most` of 0..count-1, spread evenly."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

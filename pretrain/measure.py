@@ -23,7 +23,6 @@ from tqdm import tqdm
 from objrl import draw, metrics
 from objrl.metrics import AveragePrecision, Boxes, Score, Truth
 from objrl.perceiver import Decomposition, Perceiver
-from objrl.pretrain.store import FrameStore
 
 Frames = npt.NDArray[np.uint8]
 """(N, H, W, 3) uint8 RGB."""
@@ -217,26 +216,6 @@ def ten_lines(frames: Frames, background: npt.NDArray[np.uint8]) -> list[Boxes]:
         kept = (area >= 3) & (w <= 60) & (h <= 60)
         found.append(np.stack([x, y, x + w, y + h], axis=1)[kept].astype(np.float64))
     return found
-
-
-def spread(count: int, limit: int) -> npt.NDArray[np.int64]:
-    """At most `limit` of 0..count-1, evenly spread."""
-    return np.linspace(0, count - 1, min(count, limit)).round().astype(np.int64)
-
-
-def split_rows(store: FrameStore, split: str, limit: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of at most `limit` frames of a split, evenly spread.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    rows = store.split(split)
-    if not len(rows):
-        raise ValueError(
-            f"{store.path}: expected frames in the split {split!r}, got none of {len(store)}; "
-            "collect more episodes, or choose another split"
-        )
-    return rows[spread(len(rows), limit)]
 
 
 def picture(

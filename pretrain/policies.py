@@ -41,6 +41,27 @@ class Policy(Protocol):
         ...
 
 
+def make_policy(
+    name: str, actions: gym.Space[Any], single: gym.Space[Any], epsilon: float
+) -> Policy:
+    """Return who plays.
+
+    Args:
+        name: 'random', 'wander', or the zip of an SB3 agent.
+        actions: of all environments together.
+        single: of one environment.
+        epsilon: how often an agent acts at random instead.
+
+    Raises:
+        FileNotFoundError, ValueError: as `SavedPolicy`.
+    """
+    if name == "random":
+        return RandomPolicy(actions)
+    if name == "wander":
+        return WanderPolicy(actions)
+    return SavedPolicy(Path(name), single, epsilon)
+
+
 class RandomPolicy:
     """Every action as likely as any other."""
 
@@ -162,7 +183,7 @@ class SavedPolicy:
 def _read_zip(path: Path) -> tuple[dict[str, Tensor], tuple[int, ...]]:
     """Return the policy's tensors and its observation's shape (C, H, W)."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --policy wants 'random' or an SB3 zip")
+        raise FileNotFoundError(f"{path}: no such file; --policy: random, wander or an SB3 zip")
     try:
         with zipfile.ZipFile(path) as archive:
             tensors = archive.read("policy.pth")

@@ -32,7 +32,7 @@ from gymnasium.wrappers import AtariPreprocessing
 
 from objrl.atomic import replacing
 from objrl.pretrain.collect import find_spec
-from objrl.pretrain.policies import Frames, Policy, RandomPolicy, SavedPolicy
+from objrl.pretrain.policies import Frames, Policy, make_policy
 
 INSTALL = (
     "pip install --no-deps ocatari && pip install termcolor pyfiglet scikit-image matplotlib pygame"
@@ -64,7 +64,8 @@ class TruthConfig:
     every: int = 11
     """Keep every so manieth frame: neighbours look alike and add little."""
     policy: str = "random"
-    """'random', or the zip of an SB3 agent (PPO, A2C or DQN with a CnnPolicy on grey frames)."""
+    """'random'; 'wander', which holds each random action for a while; or the zip of an SB3 agent
+    (PPO, A2C or DQN with a CnnPolicy on grey frames)."""
     epsilon: float = 0.05
     """How often an agent acts at random instead, in [0, 1]."""
     seed: int = 0
@@ -162,9 +163,7 @@ def make_truth(config: TruthConfig) -> Path:
             raise ValueError(
                 f"env: expected RGB frames Box(H, W, 3), got {env.observation_space} of {spec.id}"
             )
-        policy: Policy = RandomPolicy(env.action_space)
-        if config.policy != "random":
-            policy = SavedPolicy(Path(config.policy), env.action_space, config.epsilon)
+        policy = make_policy(config.policy, env.action_space, env.action_space, config.epsilon)
         policy.seed(config.seed)
         kept = list(islice(_play(env, policy, reader, config), config.frames))
 

@@ -29,6 +29,7 @@ from objrl.metrics import Boxes, Rule, Score, Truth
 from objrl.models.median import Median
 from objrl.models.scenery import median_frame
 from objrl.perceiver import FramePerceiver, Perceiver
+from objrl.pretrain.joint import sample, spread
 from objrl.pretrain.measure import (
     Agreement,
     Frames,
@@ -39,8 +40,6 @@ from objrl.pretrain.measure import (
     look_alike,
     perceive,
     picture,
-    split_rows,
-    spread,
     ten_lines,
 )
 from objrl.pretrain.probe import Probe, TooFewMatches, probe_perceiver
@@ -173,9 +172,9 @@ def _scene(
     truth, training = None, None
     if stores:
         with FrameStore(stores[0]) as store:
-            training = store.frames(split_rows(store, "train", BASELINE_FRAMES))
+            training = sample(store, "train", BASELINE_FRAMES)
             if not labelled:
-                frames = store.frames(split_rows(store, split, limit))
+                frames = sample(store, split, limit)
     elif not labelled:
         return None
     if labelled:

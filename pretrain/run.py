@@ -163,7 +163,7 @@ class Run:
         self.task.train()
         if self._first:
             values = {f"health_{name}": value for name, value in health.describe().items()}
-            self._fabric.log_dict(values, self.step)
+            self._fabric.log_dict(values, self._on_board)
         # The paper's tables are the paper's, and are not changed. The first device decides for all.
         own = self._recipe.self_configure
         advice = self.course.see(health, self.step, self.steps, may_change=own)
@@ -207,7 +207,7 @@ class Run:
         metrics = final_metrics(self.task, held_out)
         health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
         metrics |= {f"val_{name}": value for name, value in health.describe().items()}
-        self._fabric.log_dict(metrics, self.step)
+        self._fabric.log_dict(metrics, self._on_board)
         self._logger.finalize("success")
         training = {
             **{name: self._about[name] for name in ("preset", "seed", "found")},
@@ -248,6 +248,11 @@ class Run:
     @property
     def _logger(self) -> Any:
         return self._fabric.logger
+
+    @property
+    def _on_board(self) -> int:
+        """Steps done, those of the attempts before this one included."""
+        return self.course.before + self.step
 
     def _clocks(self) -> tuple[float, float]:
         """Return the wall and the CPU seconds of this process, those before a resume included."""
@@ -333,14 +338,14 @@ class Run:
 
     def _log(self, terms: dict[str, Tensor], bar: tqdm[Any]) -> None:
         values = {name: float(term) for name, term in terms.items()}
-        self._fabric.log_dict(values, self.step)
+        self._fabric.log_dict(values, self._on_board)
         bar.set_postfix(
             loss=f"{values['loss']:.0f}", objects=f"{values['objects']:.1f}", refresh=False
         )
 
     def _log_picture(self) -> None:
         image: Image = picture(FramePerceiver(self.task.model), self._shown[:4])
-        self._logger.experiment.add_image("frames", image, self.step, dataformats="HWC")
+        self._logger.experiment.add_image("frames", image, self._on_board, dataformats="HWC")
         self.task.train()
 
     def _save(self) -> None:

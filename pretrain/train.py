@@ -16,6 +16,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
+from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore
 from objrl.pretrain.presets import SpaceRecipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
@@ -174,7 +175,9 @@ def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabri
     # Buffers are the same everywhere and never change.
     spread = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     # What was logged after the checkpoint will be logged again: let the board forget it.
-    purge = resumed.about["step"] if resumed else None
+    purge = None
+    if resumed:
+        purge = Course(**resumed.about["course"]).before + resumed.about["step"]
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=config.devices,

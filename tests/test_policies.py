@@ -175,7 +175,7 @@ def test_an_agents_shape_is_checked(tmp_path: Path, shape: Any) -> None:
 
 
 def test_agents_that_cannot_play(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--policy wants 'random' or an SB3 zip"):
+    with pytest.raises(FileNotFoundError, match="--policy: random, wander or an SB3 zip"):
         collect(replace(PONG, out=out, policy="trained"))
     (tmp_path / "text.zip").write_text("agent")
     with pytest.raises(ValueError, match="expected a zip written by Stable-Baselines3"):

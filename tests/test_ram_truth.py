@@ -155,6 +155,13 @@ def test_frames_follow_from_the_seed(extractor: Extractor, config: TruthConfig) 
     assert np.array_equal(frames(every=60, frames=1)[0], first[3])
 
 
+def test_who_wanders_sees_another_game(extractor: Extractor, config: TruthConfig) -> None:
+    at_random = read_truth(make_truth(config)).frames
+    wandering = read_truth(make_truth(replace(config, policy="wander"))).frames
+    assert wandering.shape == at_random.shape
+    assert not np.array_equal(wandering, at_random)
+
+
 def test_every_episode_is_read_afresh(extractor: Extractor, config: TruthConfig) -> None:
     make_truth(replace(config, env=SHORT_PONG, every=10, frames=5))
     assert extractor.begun == 2 * 3  # up to step 90, which is kept although it ends an episode

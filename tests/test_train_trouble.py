@@ -164,7 +164,9 @@ class TestTrouble:
         monkeypatch.setattr(run, "SpaceTask", Collapsed)
         monkeypatch.setattr(health, "_APART", 2)
         with pytest.warns(UserWarning, match=f"{said}.*; beginning again: presence") as caught:
-            train(config(data, tmp_path / "run", steps=12, checkpoint_every=0))
+            train(config(data, tmp_path / "run", steps=12, checkpoint_every=0, log_every=1))
+        on_board = [scalar.step for scalar in events(tmp_path / "run").Scalars("loss")]
+        assert on_board == list(range(12)), "attempts one after the other"
         again = [entry for entry in caught if "beginning again" in str(entry.message)]
         assert len(again) == 2, "three attempts and no more"
         report = json.loads((tmp_path / "run/report.json").read_text())
@@ -172,7 +174,7 @@ class TestTrouble:
         assert len(report["mended"]) == 2
         # A run that was stopped after it began anew goes on with the recipe of then.
         before = tensors(tmp_path / "run/weights.safetensors")
-        train(config(data, tmp_path / "run", steps=12, resume=True))
+        train(config(data, tmp_path / "run", steps=12, resume=True, log_every=1))
         assert same(tensors(tmp_path / "run/weights.safetensors"), before)
 
 

@@ -101,10 +101,15 @@ class Space(nn.Module):
         Returns:
             (B, 6, H, W) and the background's picture; or the image alone.
         """
-        if self.config.background != "static" or not isinstance(self.background, Static):
+        if not self._background_is_known:
             return image, ()
+        assert isinstance(self.background, Static)
         picture = self.background.picture(image)
         return torch.cat([image, (image - picture).abs()], dim=1), (picture,)
+
+    @property
+    def _background_is_known(self) -> bool:
+        return self.config.background == "static"
 
     def forward(self, image: Tensor, temperature: float = 0.5) -> SpaceOutput:
         """Explain images; samples in training mode, posterior means otherwise.
@@ -202,7 +207,7 @@ class Space(nn.Module):
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
         # Where the background is known, what differs from it shows an object's outline for free;
         # in black and white, so that the outline's half height is at the pixels' borders.
-        known = shown.shape[1] > 3
+        known = self._background_is_known
         far = shown[:, 3:].amax(1, keepdim=True) > self.config.contrast if known else shown[:, :0]
         glimpses = extract(torch.cat([shown[:, :3], far], dim=1), where, net.glimpse)
         z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
@@ -263,7 +268,9 @@ class Space(nn.Module):
         """
         seen, _ = self._objects(frames)
         canvas = self.config.frame_size
-        mask = self.masks(seen.z_what)[:, :, None] * seen.presence[..., None, None]
+        # Without a known background the outlines are the masks already.
+        mask = self.masks(seen.z_what) if self._background_is_known else seen.outline
+        mask = mask[:, :, None] * seen.presence[..., None, None]
         importance = 100 * mask * torch.sigmoid(seen.z_depth)[..., None, None]
         origin = torch.zeros_like(seen.z_where[..., :2], dtype=torch.int64)
         placed = place(torch.cat([mask, importance], dim=2), seen.z_where, origin, canvas, canvas)

@@ -94,19 +94,21 @@ def _page(config: FromNothingConfig, rows: list[dict[str, Any]]) -> str:
         "",
         "Written by `.venv/bin/python -m benchmarks.from_nothing`; do not edit by hand.",
         "",
-        f"`objrl pretrain --env ALE/<game>-v5 --minutes {config.minutes:g} --threads 1 --seed "
-        f"<seed>`, {config.workers} at a time, the frames of a game the same for all seeds. CPU "
-        "seconds are all of the training process's, reading frames and drawing pictures included. "
+        "`objrl pretrain --env ALE/<game>-v5 --minutes <minutes> --threads 1 --seed <seed>`, "
+        f"{config.workers} at a time, the frames of a game the same for all seeds. Minutes are a "
+        "training's wall time, at most what was asked for, unless the machine slows down; CPU "
+        "seconds are all of the process's, reading frames and drawing pictures included. "
         f"{platform.machine()}, torch {torch.__version__}. Truth: {rows[0]['frames']} frames of "
         "random play with the boxes that the RAM tells.",
         "",
-        "| run | steps | converged at | begun again | CPU-s | F1 by centre | F1 at IoU 0.5 "
+        "| run | steps | converged at | begun again | minutes | CPU-s | F1 by centre | F1 at IoU 0.5 "
         "| count error |",
-        "|---|--:|--:|---|--:|--:|--:|--:|",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['run']} | {row.get('steps', '-')} | {row.get('converged') or '-'} "
-        f"| {', '.join(row.get('mended', [])) or '-'} | {row.get('cpu_seconds', 0):.0f} "
+        f"| {', '.join(row.get('mended', [])) or '-'} | {row.get('seconds', 0) / 60:.1f} "
+        f"| {row.get('cpu_seconds', 0):.0f} "
         f"| {row['f1']:.3f} | {row['iou']:.3f} | {row['count']:.3f} |"
         for row in rows
     ]

@@ -101,8 +101,8 @@ def _page(config: FromNothingConfig, rows: list[dict[str, Any]]) -> str:
         f"{platform.machine()}, torch {torch.__version__}. Truth: {rows[0]['frames']} frames of "
         "random play with the boxes that the RAM tells.",
         "",
-        "| run | steps | converged at | begun again | minutes | CPU-s | F1 by centre | F1 at IoU 0.5 "
-        "| count error |",
+        "| run | steps | converged at | begun again | minutes | CPU-s | F1 by centre "
+        "| F1 at IoU 0.5 | count error |",
         "|---|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     lines += [

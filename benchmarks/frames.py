@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from objrl.pretrain.collect import CollectConfig, collect
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
 from objrl.pretrain.ram_truth import TruthConfig, make_truth
-from objrl.pretrain.run import WEIGHTS
+from objrl.pretrain.run import CHECKPOINT, WEIGHTS
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.truth import read_truth
 
@@ -81,9 +82,7 @@ def main(config: FramesConfig) -> None:
         game: [Kind(game, "wander"), Kind(game, "last_two", last_two=True)]
         for game in config.flickering
     }
-    kinds = sorted({kind for rows in (played | flickering).values() for kind in rows})
-    if set(played) & set(flickering):
-        raise ValueError("expected different games in played and flickering")
+    kinds = sorted({kind for rows in chain(played.values(), flickering.values()) for kind in rows})
     with ThreadPoolExecutor(config.workers) as pool:
         list(pool.map(lambda kind: _train(config, kind), kinds))
     lines = _head(config)
@@ -135,7 +134,7 @@ def _train(config: FramesConfig, kind: Kind) -> None:
     )
     command = [sys.executable, "-m", "objrl.cli", "pretrain", "--data", str(data), "--threads", "1"]
     command += ["--minutes", str(config.minutes), "--out", str(run)]
-    command += ["--resume"] if (run / "checkpoint.safetensors").exists() else []
+    command += ["--resume"] if (run / CHECKPOINT).exists() else []
     with run.with_suffix(".log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
 
@@ -144,9 +143,16 @@ def _score(config: FramesConfig, kind: Kind, on: Kind) -> Report:
     """Score the detector of one kind of frames on labelled ones of another."""
     path = config.runs / f"{on.game}-{on.name}.npz"
     if not path.exists():
-        policy = "random" if on.policy == "wander" else on.policy
-        env = f"ALE/{on.game}-v5"
-        make_truth(TruthConfig(env, path, config.labelled, on.last_two, policy=policy, seed=4242))
+        make_truth(
+            TruthConfig(
+                env=f"ALE/{on.game}-v5",
+                out=path,
+                frames=config.labelled,
+                last_two=on.last_two,
+                policy=on.policy,
+                seed=4242,
+            )
+        )
     labelled = read_truth(path)
     weights = config.runs / f"{kind.game}-{kind.name}" / WEIGHTS
     perceiver = objrl.load(weights, device="cpu")
@@ -201,8 +207,8 @@ def _emulator_frames(config: FramesConfig, game: str, kinds: Sequence[Kind]) -> 
         f"## {game}: one emulator frame or two",
         "",
         "Learnt from and scored on the last emulator frame of each step; on the brighter of the "
-        "last two (`--last-two`); learnt from the former and scored on the latter. Classes: recall "
-        "by centre, at IoU 0.5, and how many there are.",
+        "last two (`--last-two`); learnt from the former and scored on the latter; all of wandering "
+        "play. Classes: recall by centre, at IoU 0.5, and how many there are.",
         "",
         "| | last | last two | learnt from last, shown last two |",
         "|---|--:|--:|--:|",

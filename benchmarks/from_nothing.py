@@ -18,8 +18,10 @@ import tyro
 
 import objrl
 from objrl.atomic import write_atomically
+from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.fleet import FleetConfig, run_of, train_fleet
+from objrl.pretrain.run import CHECKPOINT, REPORT, WEIGHTS
 from objrl.pretrain.truth import read_truth
 
 FAILED = 0.75
@@ -50,7 +52,13 @@ def main(config: FromNothingConfig) -> None:
     """Train, score, write the page."""
     truths = {game: _truth_of(config, game) for game in config.games}  # missing ones show at once
     fleets = [
-        FleetConfig(config.games, config.minutes, seed, config.workers, config.runs)
+        FleetConfig(
+            games=config.games,
+            minutes=config.minutes,
+            seed=seed,
+            workers=config.workers,
+            out=config.runs,
+        )
         for seed in range(config.seeds)
     ]
     for fleet in fleets:
@@ -71,14 +79,23 @@ def _truth_of(config: FromNothingConfig, game: str) -> Path:
 
 def _row(run: Path, truth: Path) -> dict[str, Any]:
     """Score a run; one that left no weights has failed."""
-    row: dict[str, Any] = {"run": run.name, "frames": 0, "f1": 0.0, "iou": 0.0, "count": 1.0}
-    if not (run / "report.json").exists():
+    row: dict[str, Any] = {
+        "run": run.name,
+        "frames": 0,
+        "asked": None,
+        "f1": 0.0,
+        "iou": 0.0,
+        "count": 1.0,
+    }
+    if (run / CHECKPOINT).exists():
+        row["asked"] = load_checkpoint(run / CHECKPOINT).about["minutes"]
+    if not (run / REPORT).exists():
         return row
     labelled = read_truth(truth)
-    perceiver = objrl.load(run / "weights.safetensors", device="cpu")
+    perceiver = objrl.load(run / WEIGHTS, device="cpu")
     scores = evaluate_perceiver(perceiver, labelled.frames, labelled.truth).metrics()
     names = {"f1": "f1_centre", "iou": "f1_iou", "count": "count_error_centre"}
-    report = json.loads((run / "report.json").read_text())
+    report = json.loads((run / REPORT).read_text())
     return {
         **row,
         **report,
@@ -88,6 +105,7 @@ def _row(run: Path, truth: Path) -> dict[str, Any]:
 
 
 def _page(config: FromNothingConfig, rows: list[dict[str, Any]]) -> str:
+    frames = ", ".join(map(str, sorted({row["frames"] for row in rows if row["frames"]})))
     failed = [row["run"] for row in rows if row["f1"] < FAILED]
     lines = [
         "# From nothing, seed by seed",
@@ -95,19 +113,20 @@ def _page(config: FromNothingConfig, rows: list[dict[str, Any]]) -> str:
         "Written by `.venv/bin/python -m benchmarks.from_nothing`; do not edit by hand.",
         "",
         "`objrl pretrain --env ALE/<game>-v5 --minutes <minutes> --threads 1 --seed <seed>`, "
-        f"{config.workers} at a time, the frames of a game the same for all seeds. Minutes are a "
-        "training's wall time, at most what was asked for, unless the machine slows down; CPU "
-        "seconds are all of the process's, reading frames and drawing pictures included. "
-        f"{platform.machine()}, torch {torch.__version__}. Truth: {rows[0]['frames']} frames of "
-        "random play with the boxes that the RAM tells.",
+        f"{config.workers} at a time, the frames of a game the same for all seeds. Minutes are "
+        "those that were asked for and those that it took, on a machine with other work to do; "
+        "both and the CPU seconds without the last measurements. "
+        f"{platform.machine()}, torch {torch.__version__}. Truth: {frames} frames of random "
+        "play a game, with the boxes that the RAM tells.",
         "",
-        "| run | steps | converged at | begun again | minutes | CPU-s | F1 by centre "
+        "| run | steps | converged at | begun again | minutes asked, taken | CPU-s | F1 by centre "
         "| F1 at IoU 0.5 | count error |",
         "|---|--:|--:|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['run']} | {row.get('steps', '-')} | {row.get('converged') or '-'} "
-        f"| {', '.join(row.get('mended', [])) or '-'} | {row.get('seconds', 0) / 60:.1f} "
+        f"| {', '.join(row.get('mended', [])) or '-'} "
+        f"| {row['asked'] or '-'}, {row.get('seconds', 0) / 60:.1f} "
         f"| {row.get('cpu_seconds', 0):.0f} "
         f"| {row['f1']:.3f} | {row['iou']:.3f} | {row['count']:.3f} |"
         for row in rows

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from objrl.pretrain.joint import Frames
 from objrl.pretrain.space_task import Batch, SpaceTask
+from objrl.pretrain.store import Frames
 
 
 def choose(

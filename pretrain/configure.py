@@ -63,6 +63,11 @@ class Findings:
 _REACH = 1.12
 """How much larger than z_where without its margin a tight box may be."""
 
+_DRAWN = 300_000
+"""Pixels that all the windows of a frame may have together: a training step's cost goes with it.
+Where there are many small things and large ones, as in several games, the large ones are cut off in
+the picture; their boxes are not."""
+
 LONGEST = 256
 """Pixels of a canvas's longer side; larger frames are shrunk: Atari's are 210 or 250."""
 
@@ -141,11 +146,12 @@ def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
     height, width = sceneries[0].faces.shape[1:3]
     side = math.sqrt(found.width * found.height)
     changing = tuple(i for i, scenery in enumerate(sceneries) if scenery.changing)
+    window = min(96, 8 * math.ceil(recipe.margin * found.largest / 8))
     model = replace(
         recipe.model,
         frame_size=(height, width),
         cell=8 if side < 16 else 16 if side < 40 else 32,
-        window=min(96, max(24, 8 * math.ceil(recipe.margin * found.largest / 8))),
+        window=max(24, min(window, math.isqrt(_DRAWN // max(32, found.rows)) // 8 * 8)),
         scenes=len(sceneries),
         faces=max(len(scenery.faces) for scenery in sceneries),
         # Shorter than for the teacher, who follows areas around corners.

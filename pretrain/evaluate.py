@@ -22,7 +22,6 @@ from objrl import draw
 from objrl.atomic import write_atomically
 from objrl.models.median import Median
 from objrl.perceiver import FramePerceiver
-from objrl.pretrain.joint import sample, some_rows, spread
 from objrl.pretrain.measure import (
     Agreement,
     Report,
@@ -34,7 +33,7 @@ from objrl.pretrain.measure import (
     picture,
 )
 from objrl.pretrain.results import BASELINE_FRAMES, write_results
-from objrl.pretrain.store import FrameStore
+from objrl.pretrain.store import FrameStore, sample, split_rows, spread
 from objrl.pretrain.truth import read_truth
 
 __all__ = ["EvaluateConfig", "Report", "evaluate", "evaluate_perceiver"]
@@ -113,7 +112,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         lines = _truth_table(report)
     else:
         with FrameStore(source) as store:
-            rows = some_rows(store, config.split, config.limit)
+            rows = split_rows(store, config.split, config.limit)
             frames = store.frames(rows)
             background = sample(store, "train", BASELINE_FRAMES)
         baseline = FramePerceiver(Median.fit(background))

@@ -23,8 +23,8 @@ GAMES = (
     *("Carnival", "DoubleDunk", "Kangaroo", "MsPacman", "Pooyan", "Qbert", "Boxing", "Freeway"),
     *("Pong", "Seaquest", "Skiing", "Tennis", "Breakout", "Frostbite"),
 )
-"""In ALE's spelling: the games of SPACE's paper, the next ten those of its joint training, and the
-games of SPACE+MOC."""
+"""In ALE's spelling: the four games of SPACE's paper, those of its joint training that are not
+among them, those of SPACE+MOC that are not either, and two more."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class FleetConfig:
     ship: bool = False
     """Ship what is trained, in place of training."""
     truth_dirs: tuple[Path, ...] = ()
-    """Folders with labelled frames, Pong.npz say, to measure what is shipped by; of several with
-    the same game the first counts."""
+    """Folders with labelled frames, Pong.npz say, to measure what is shipped by; those of one game
+    in several folders are joined."""
 
 
 def run_of(config: FleetConfig, game: str) -> Path:
@@ -70,10 +70,12 @@ def ship_fleet(config: FleetConfig) -> None:
         if not weights.exists():
             print(f"{game}: not trained yet", file=sys.stderr)
             continue
-        labelled = [d / f"{game}.npz" for d in config.truth_dirs if (d / f"{game}.npz").exists()]
+        labelled = tuple(
+            d / f"{game}.npz" for d in config.truth_dirs if (d / f"{game}.npz").exists()
+        )
         ids = (f"ALE/{game}-v5", f"{game}NoFrameskip-v4")
         name = f"space-{game_of(ids[0])}"
-        ship(ShipConfig(weights, name, ids, truth=labelled[0] if labelled else None))
+        ship(ShipConfig(weights, name, ids, truth=labelled))
         print(f"shipped: {name}")
 
 

@@ -34,7 +34,7 @@ SYMPTOMS: dict[Trouble, str] = {
 Advice = Literal["go on", "warn", "begin again", "end"]
 
 # A run is looked at so often, but not before so many steps more: fewer change too little.
-_LOOKS, _APART = 20, 25
+LOOKS, _APART = 20, 25
 # It has converged when this many looks on end bring no better agreement than this.
 _PATIENCE, _GAIN, _LOSS = 6, 0.002, 0.02
 # How far a run that has converged counts as being: the rates fall over what is left.
@@ -155,7 +155,7 @@ class Course:
     @property
     def apart(self) -> int:
         """Steps from look to look."""
-        return max(_APART, self.planned // _LOOKS)
+        return max(_APART, self.planned // LOOKS)
 
     @property
     def before(self) -> int:

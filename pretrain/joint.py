@@ -7,33 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from objrl.models.regions import Image
 from objrl.pretrain.configure import fit_canvas
-from objrl.pretrain.store import FrameStore
-
-
-class Frames(Protocol):
-    """What training reads: a `FrameStore`, or several as one."""
-
-    @property
-    def path(self) -> Path:
-        """Where they are, for messages."""
-
-    def __len__(self) -> int: ...
-
-    def split(self, name: str) -> npt.NDArray[np.int64]:
-        """Return the frame numbers of `train`, `val` or `test`."""
-
-    def frames(self, indices: npt.ArrayLike) -> Image:
-        """Return (n, H, W, 3) uint8 frames in the order asked."""
-
-    def fingerprint(self) -> dict[str, str | int]:
-        """Return what tells these data from others."""
+from objrl.pretrain.store import Frames, FrameStore, sample
 
 
 class JointStore:
@@ -93,11 +73,14 @@ class JointStore:
         """Return what tells these data from others: the parts' digests make one."""
         parts = [part.fingerprint() for part in self.parts]
         digest = hashlib.sha256("".join(str(part["sha256"]) for part in parts).encode())
+        # Left out where not all are of one kind, or some do not say.
+        kinds = {part.get("last_two") for part in parts}
+        (kind,) = kinds if len(kinds) == 1 else (None,)
         return {
             "env_id": ", ".join(str(part["env_id"]) for part in parts),
             "frames": len(self),
             "policy": ", ".join(sorted({str(part["policy"]) for part in parts})),
-            "last_two": max(int(part["last_two"]) for part in parts),
+            **({} if kind is None else {"last_two": kind}),
             "seed": int(parts[0]["seed"]),
             "sha256": digest.hexdigest(),
         }
@@ -120,32 +103,3 @@ def by_game(store: Frames, count: int = 1500) -> Iterator[Image]:
         return
     for part in store.parts:
         yield fit_canvas(sample(part, "train", count), store.size)
-
-
-def sample(store: Frames, split: str, count: int) -> Image:
-    """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    return store.frames(some_rows(store, split, count))
-
-
-def some_rows(store: Frames, split: str, count: int) -> npt.NDArray[np.int64]:
-    """Return the numbers of at most `count` frames of a split, spread evenly.
-
-    Raises:
-        ValueError: the split is empty.
-    """
-    rows = store.split(split)
-    if not len(rows):
-        raise ValueError(
-            f"{store.path}: expected frames to train and to validate on, got none in "
-            f"'{split}': {len(store)} frames in all are too few; collect more"
-        )
-    return rows[spread(len(rows), count)]
-
-
-def spread(count: int, most: int) -> npt.NDArray[np.int64]:
-    """Return at most `most` of 0..count-1, spread evenly."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

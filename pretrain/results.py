@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 import objrl
 from objrl import metrics
@@ -29,7 +28,6 @@ from objrl.metrics import Boxes, Rule, Score, Truth
 from objrl.models.median import Median
 from objrl.models.scenery import median_frame
 from objrl.perceiver import FramePerceiver, Perceiver
-from objrl.pretrain.joint import sample, spread
 from objrl.pretrain.measure import (
     Agreement,
     Frames,
@@ -44,8 +42,8 @@ from objrl.pretrain.measure import (
 )
 from objrl.pretrain.probe import Probe, TooFewMatches, probe_perceiver
 from objrl.pretrain.results_page import MAIN_GAMES, Row, page, title
-from objrl.pretrain.store import FrameStore
-from objrl.pretrain.truth import read_truth
+from objrl.pretrain.store import FrameStore, sample, spread
+from objrl.pretrain.truth import join_truth, read_truth
 from objrl.weights import Weights, list_weights, read_header, registry
 from objrl.wrappers.choose import game_of
 
@@ -178,14 +176,9 @@ def _scene(
     elif not labelled:
         return None
     if labelled:
-        whole = Truth(
-            [boxes for part in labelled for boxes in part.truth.boxes],
-            [names for part in labelled for names in part.truth.labels],
-            [boxes for part in labelled for boxes in part.truth.ignored],
-        )
-        rows = spread(len(whole), limit)
-        frames = np.concatenate([part.frames for part in labelled])[rows]
-        truth = whole.select(rows)
+        whole = join_truth(labelled)
+        rows = spread(len(whole.frames), limit)
+        frames, truth = whole.frames[rows], whole.truth.select(rows)
     known = frames if training is None else training
     return Scene(
         game,

@@ -30,12 +30,13 @@ from objrl.perceiver import FramePerceiver
 from objrl.pretrain.batches import Batches
 from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
 from objrl.pretrain.configure import configure, fit_canvas, join, look
-from objrl.pretrain.health import SYMPTOMS, Course, Trouble, look_at, mended
-from objrl.pretrain.joint import Frames, by_game, sample
+from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
+from objrl.pretrain.joint import by_game
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
+from objrl.pretrain.store import Frames, sample
 from objrl.weights.registry import save_weights
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ class Run:
             **{name: self._about[name] for name in ("preset", "seed", "found")},
             "recipe": {**dataclasses.asdict(self._recipe), "steps": self.course.asked},
             "steps": self.step,
+            "minutes": self._about["minutes"],
             "converged": self.course.converged,
             "mended": self.course.mended,
             "seconds": round(wall, 1),
@@ -303,7 +305,11 @@ class Run:
         self.task.model.load_state_dict(before)
         for optimizer in self._optimizers:
             optimizer.state.clear()
-        left = seconds - self._clocks()[0]
+        begin = time.monotonic()
+        look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        # Looks cost time too; the last one stands for what is measured and written at the end.
+        looks = (LOOKS + 1) * (time.monotonic() - begin)
+        left = seconds - self._clocks()[0] - looks
         steps = max(1, int(left / statistics.median(np.diff(times[1:]))))
         return int(self._fabric.broadcast(steps))
 

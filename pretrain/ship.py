@@ -16,7 +16,7 @@ from typing import Any
 from objrl.atomic import write_atomically
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
-from objrl.pretrain.truth import read_truth
+from objrl.pretrain.truth import join_truth, read_truth
 from objrl.weights import load, read_header, register, save_weights
 from objrl.weights.registry import FOLDER
 
@@ -50,8 +50,8 @@ class ShipConfig:
     """Name to ship it under, model-game."""
     env_ids: tuple[str, ...]
     """Gymnasium ids that it is for."""
-    truth: Path | None = None
-    """Labelled frames to score it on; never seen in training."""
+    truth: tuple[Path, ...] = ()
+    """Files of labelled frames to score it on, together; never seen in training."""
     misses: str = ""
     """What it is known to miss, in a sentence, for the card."""
 
@@ -66,8 +66,8 @@ def ship(config: ShipConfig) -> Path:
     header = read_header(config.weights)
     perceiver = load(config.weights, device="cpu")
     report, metrics = None, dict(header["metrics"])
-    if config.truth is not None:
-        labelled = read_truth(config.truth)
+    if config.truth:
+        labelled = join_truth([read_truth(path) for path in config.truth])
         report = evaluate_perceiver(perceiver, labelled.frames, labelled.truth)
         scores = report.metrics()
         metrics |= {name: round(scores[name], 4) for name in _SCORES if name in scores}
@@ -105,9 +105,13 @@ def _card(
     lines += [f"| {name} | {value} |" for name, value in rows.items() if value]
     lines += ["", "## Scores", "", "| score | value |", "|---|---|"]
     lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
-    if report is not None and config.truth is not None:
+    if report is not None:
         lines += ["", "`val_*` on held-out episodes of the data, without labels; the others on "]
-        lines[-1] += f"`{config.truth.name}` (`objrl evaluate --truth`), whose boxes come from RAM."
+        names = ", ".join(dict.fromkeys(f"`{path.name}`" for path in config.truth))
+        lines[-1] += (
+            f"{len(report.seen.boxes)} frames of {names} (`objrl evaluate --truth`), whose "
+        )
+        lines[-1] += "boxes come from RAM."
         lines += [
             "",
             "| class | objects | recall by centre | recall by IoU 0.5 |",

@@ -26,7 +26,7 @@ from objrl.models.space_loss import (
 from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.presets import SpaceRecipe
 
-_REACH = 0.9
+_MOST_SHIFT = 0.9
 """How far from its cell's centre, in cells, an object is meant to sit at most."""
 
 
@@ -141,8 +141,7 @@ def blobs_by_cell(
     """Give blobs to the cells that their centres lie in, each cell one at most.
 
     Of several in one cell the largest has it, and each of the others the free cell nearest to it of
-    those whose z_shift reaches so far, where there is one: so a ghost that is caught and who
-    catches it are two.
+    those whose z_shift reaches so far, where there is one.
 
     Args:
         boxes: (M, 4) x0 y0 x1 y1 in canvas pixels, by falling area.
@@ -165,7 +164,9 @@ def blobs_by_cell(
         # How far each cell's centre is from the blob's, in cells; tanh never gets to 1.
         y = np.abs(np.arange(rows) + 0.5 - centre[late, 1] / config.cell)
         x = np.abs(np.arange(columns) + 0.5 - centre[late, 0] / config.cell)
-        far = np.hypot(y[:, None], x) + np.where((y[:, None] < _REACH) & (x < _REACH), 0, np.inf)
+        far = np.hypot(y[:, None], x) + np.where(
+            (y[:, None] < _MOST_SHIFT) & (x < _MOST_SHIFT), 0, np.inf
+        )
         far.ravel()[cell[cell >= 0]] = np.inf
         if np.isfinite(far.min()):
             cell[late] = far.argmin()

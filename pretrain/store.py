@@ -37,7 +37,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,25 @@ COLUMNS: dict[str, type[np.generic]] = {
     "step": np.int64,
 }
 """Data sets of one number a frame; `action`, whose shape the environment decides, comes on top."""
+
+
+class Frames(Protocol):
+    """What training reads: a `FrameStore`, or several as one (`objrl.pretrain.joint`)."""
+
+    @property
+    def path(self) -> Path:
+        """Where they are, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def split(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the frame numbers of `train`, `val` or `test`."""
+
+    def frames(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Return (n, H, W, 3) uint8 frames in the order asked."""
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """Return what tells these data from others."""
 
 
 class EmptyStoreError(ValueError):
@@ -180,11 +199,13 @@ class FrameStore:
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return what tells these data from others, plain values for a file's header."""
+        # Not everything that frames come from has emulator frames.
+        known = {k: int(self.attributes[k]) for k in ("last_two",) if k in self.attributes}
         return {
             "env_id": self.env_id,
             "frames": len(self),
             "policy": str(self.attributes["policy"]),
-            "last_two": int(self.attributes.get("last_two", 0)),
+            **known,
             "seed": int(self.attributes["seed"]),
             "sha256": self._sha256,
         }
@@ -203,6 +224,35 @@ class FrameStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sample(store: Frames, split: str, count: int) -> npt.NDArray[np.uint8]:
+    """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    return store.frames(split_rows(store, split, count))
+
+
+def split_rows(store: Frames, split: str, count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of at most `count` frames of a split, spread evenly.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    rows = store.split(split)
+    if not len(rows):
+        raise ValueError(
+            f"{store.path}: expected frames in the split {split!r}, got none of {len(store)}; "
+            "collect more episodes, or choose another split"
+        )
+    return rows[spread(len(rows), count)]
+
+
+def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Return at most `most` of 0..count-1, spread evenly."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 class FrameWriter:

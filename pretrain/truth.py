@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,19 @@ def read_truth(path: str | Path) -> LabelledFrames:
         ignored=[_corners(ignored[ignored[:, 0] == i, 1:]) for i in range(len(frames))],
     )
     return LabelledFrames(game, frames, truth)
+
+
+def join_truth(parts: Sequence[LabelledFrames]) -> LabelledFrames:
+    """Make one of labelled frames of one game, in their order."""
+    return LabelledFrames(
+        game=parts[0].game,
+        frames=np.concatenate([part.frames for part in parts]),
+        truth=Truth(
+            boxes=[boxes for part in parts for boxes in part.truth.boxes],
+            labels=[names for part in parts for names in part.truth.labels],
+            ignored=[boxes for part in parts for boxes in part.truth.ignored],
+        ),
+    )
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:

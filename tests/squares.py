@@ -41,10 +41,13 @@ def write_store(
     episode: int = 10,
     env_id: str = "MovingSquares-v0",
     asked: int | None = None,
+    last_two: int | None = None,
 ) -> Path:
     """Write frames as episodes of that length."""
     rows = np.arange(len(frames))
     attributes: dict[str, str | int | float] = {"env_id": env_id, "policy": "random", "seed": 0}
+    if last_two is not None:
+        attributes["last_two"] = last_two
     with FrameWriter(
         path,
         frame_shape=frames.shape[1:],

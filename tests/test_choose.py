@@ -12,7 +12,11 @@ import gymnasium as gym
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import AtariPreprocessing
+from gymnasium.wrappers import (
+    AtariPreprocessing,
+    MaxAndSkipObservation,
+    RecordEpisodeStatistics,
+)
 
 from objrl.models.median import Median
 from objrl.weights import save_weights
@@ -43,7 +47,7 @@ def weights(path: Path, **data: int) -> Path:
     return save_weights(path, model, model_name="median", data=data, training={}, metrics={})
 
 
-def complaints(env: Any, path: Path) -> list[str]:
+def complaints(env: Any, path: Path | str) -> list[str]:
     wrapper = VectorObjectSlots if isinstance(env, gym.vector.VectorEnv) else ObjectSlots
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -55,6 +59,10 @@ def test_it_is_known_which_emulator_frames_are_shown() -> None:
     assert shows_last_two(spec_of(gym.make("ALE/Pong-v5"))) is False
     assert shows_last_two(spec_of(pooled(4))) is True
     assert shows_last_two(spec_of(pooled(1))) is False
+    skipping = gym.make("ALE/Pong-v5", frameskip=1)
+    assert shows_last_two(spec_of(MaxAndSkipObservation(skipping))) is True
+    assert shows_last_two(spec_of(RecordEpisodeStatistics(skipping))) is None
+    assert shows_last_two(spec_of(RecordEpisodeStatistics(gym.make("ALE/Pong-v5")))) is False
     assert shows_last_two(gym.make_vec("ALE/Pong-v5", 1, **RGB).spec) is True  # ALE's default
     assert shows_last_two(gym.make_vec("ALE/Pong-v5", 1, maxpool=False, **RGB).spec) is False
     assert shows_last_two(spec_of(gym.make(MOVING_SQUARES))) is None
@@ -81,8 +89,11 @@ def test_frames_of_the_other_kind_are_warned_of(tmp_path: Path) -> None:
     for make in both:
         assert complaints(make(), two) == complaints(make(), unknown) == []
         (message,) = complaints(make(), one)
-        assert "maxpool=False" in message
+        assert "leave out" in message
         assert "--last-two" in message
+    # And so it is with what is shipped.
+    env = gym.make_vec("ALE/SpaceInvaders-v5", 1, **RGB)
+    assert len(complaints(env, "space-space_invaders")) == 1
     # An environment without a spec tells nothing, and neither does a game that is not ALE's.
     assert complaints(AtariVectorEnv("pong", 1, **RGB), two) == []
     assert complaints(gym.make(MOVING_SQUARES), two) == []

@@ -155,15 +155,14 @@ def test_what_is_trained_is_shipped(
     assert shipped == [
         ShipConfig(
             *(weights[0], "space-pong", ("ALE/Pong-v5", "PongNoFrameskip-v4")),
-            truth=folders[1] / "Pong.npz",
+            truth=(folders[1] / "Pong.npz",),
         ),
         ShipConfig(*(weights[1], "space-ms_pacman", ("ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"))),
     ]
     assert capsys.readouterr().err == "Boxing: not trained yet\n"
-    # Of two with the same game the first counts.
     (folders[0] / "Pong.npz").touch()
     ship_fleet(config)
-    assert shipped[2].truth == folders[0] / "Pong.npz"
+    assert shipped[2].truth == tuple(folder / "Pong.npz" for folder in folders)
 
 
 def test_every_game_is_one_of_ales_under_both_names() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import objrl
-from objrl.pretrain.joint import JointStore
+from objrl.pretrain.joint import JointStore, by_game
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
 from tests.squares import make_frames, write_store
@@ -46,6 +46,28 @@ def test_splits_are_those_of_the_stores(paths: list[Path]) -> None:
 def test_frames_of_another_size_take_the_commonest(paths: list[Path]) -> None:
     with JointStore(paths) as joint:
         assert joint.frames([0, 110]).shape == (2, 64, 64, 3)
+
+
+def test_games_are_looked_at_one_by_one_in_one_size(paths: list[Path]) -> None:
+    with JointStore(paths) as joint:
+        looks = list(by_game(joint, count=10))
+    assert [len(frames) for frames in looks] == [10, 10, 10]
+    assert {frames.shape[1:] for frames in looks} == {(64, 64, 3)}
+
+
+def test_of_mixed_emulator_frames_nothing_is_said(tmp_path: Path) -> None:
+    def told(*kinds: int | None) -> object:
+        stores = [
+            write_store(tmp_path / f"{kind}-{i}.h5", make_frames(20, seed=i), last_two=kind)
+            for i, kind in enumerate(kinds)
+        ]
+        with JointStore(stores) as joint:
+            return joint.fingerprint().get("last_two")
+
+    assert told(1, 1) == 1
+    assert told(0, 0, 0) == 0
+    assert told(0, 1) is None
+    assert told(0, None) is None
 
 
 def test_the_fingerprint_tells_which_stores(paths: list[Path]) -> None:

@@ -21,6 +21,7 @@ from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.truth import read_truth
 from objrl.slots import Slots
 from objrl.weights import (
+    Weights,
     read_header,
     register,
     registry,
@@ -137,6 +138,18 @@ def test_the_header_tells_where_the_model_comes_from(saved: Path) -> None:
     assert header["licence"] == "MIT"
     assert (header["data"], header["training"], header["metrics"]) == (DATA, TRAINING, METRICS)
     assert header["config"]["canvas"] == {"sides": [4, 5], "widths": [9]}
+
+
+def test_a_name_has_a_header_too(saved: Path) -> None:
+    known = list_weights()[0]
+    assert read_header(known.name)["model"] == known.model
+    with pytest.raises(ValueError, match="did you mean space-pong"):
+        read_header("space-pog")
+
+
+@pytest.mark.parametrize("weights", list_weights(), ids=lambda weights: weights.name)
+def test_what_is_shipped_says_which_emulator_frames_it_learnt_from(weights: Weights) -> None:
+    assert read_header(weights.name)["data"]["last_two"] == 0
 
 
 def test_equal_models_make_equal_files(model: Stub, saved: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_shipped_weights_carry_their_scores_and_a_card(
     monkeypatch.setattr(module, "FOLDER", folder)
     monkeypatch.setattr(registry, "FOLDER", folder)
     ids = ("ALE/SpaceInvaders-v5",)
-    config = ShipConfig(weights, "space-test", ids, truth=SAMPLE, misses="Nearly everything.")
+    config = ShipConfig(weights, "space-test", ids, truth=(SAMPLE,), misses="Nearly everything.")
     card = ship(config).read_text()
     metrics = read_header(folder / "space-test.safetensors")["metrics"]
     assert metrics["val_mse"] == 12
@@ -62,7 +62,7 @@ def test_nothing_is_shipped_when_the_truth_is_missing(
 ) -> None:
     monkeypatch.setattr(registry, "FOLDER", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match=r"no\.npz"):
-        ship(ShipConfig(weights, "space-test", ("X-v0",), truth=tmp_path / "no.npz"))
+        ship(ShipConfig(weights, "space-test", ("X-v0",), truth=(tmp_path / "no.npz",)))
     assert not (tmp_path / "package").exists()
 
 

@@ -115,7 +115,6 @@ def test_fingerprint_is_that_of_the_file(path: Path) -> None:
             "env_id": "Toy-v0",
             "frames": 20,
             "policy": "random",
-            "last_two": 0,
             "seed": 3,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }

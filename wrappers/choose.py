@@ -21,6 +21,8 @@ from objrl.wrappers.baseline import fit_baseline, how_to_make_some, none_shipped
 ENTRY_POINT = VectorizeMode.VECTOR_ENTRY_POINT.value
 """How `gym.make_vec` notes in a spec that the game has a vector environment of its own."""
 
+_POOLING = {"MaxAndSkipObservation", "MaxAndSkipEnv"}  # Gymnasium's and Stable-Baselines3's
+
 
 def choose_perceiver(
     weights: str | Path | Perceiver | None,
@@ -80,14 +82,17 @@ def _warn_of_another_game(weights: str | Path, env_id: str | None) -> None:
 
 def _warn_of_other_frames(weights: str | Path, last_two: bool | None) -> None:
     """Warn where weights learnt from one emulator frame, and two are shown, or the reverse."""
-    learnt = registry.header(weights)["data"].get("last_two")
-    if last_two is None or learnt is None or bool(learnt) == last_two:
+    if last_two is None:
+        return
+    learnt = registry.read_header(weights)["data"].get("last_two")
+    if learnt is None or bool(learnt) == last_two:
         return
     kinds = "the last emulator frame of a step", "the brighter of its last two emulator frames"
     warnings.warn(
         f"weights {str(weights)!r} learnt from frames that show {kinds[bool(learnt)]}, this "
         f"environment's show {kinds[last_two]}: what flickers or is fast will be missed more "
-        f"often; make a vector environment with maxpool={bool(learnt)}, or train on frames of "
+        f"often; {'let' if learnt else 'leave out what lets'} it show two (maxpool of ALE's vector "
+        "environments, AtariPreprocessing), or train on frames of "
         f"`objrl collect{'' if learnt else ' --last-two'}`",
         stacklevel=4,
     )
@@ -103,10 +108,12 @@ def shows_last_two(spec: EnvSpec | None) -> bool | None:
         return None
     if spec.kwargs.get("vectorization_mode") == ENTRY_POINT:
         return bool(spec.kwargs.get("maxpool", True))
-    return any(
-        wrapper.name == "AtariPreprocessing" and (wrapper.kwargs or {}).get("frame_skip", 4) > 1
-        for wrapper in spec.additional_wrappers
-    )
+    known = {wrapper.name: wrapper.kwargs or {} for wrapper in spec.additional_wrappers}
+    if _POOLING & set(known) or known.get("AtariPreprocessing", {}).get("frame_skip", 0) > 1:
+        return True
+    # Who skips frames by a wrapper may pool them there, too.
+    unknown = set(known) - {"AtariPreprocessing"}
+    return None if unknown and spec.kwargs.get("frameskip") == 1 else False
 
 
 def weights_for(env_id: str | None) -> str:

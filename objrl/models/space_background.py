@@ -208,6 +208,7 @@ class Static(nn.Module):
     """
 
     faces: Tensor
+    changes: Tensor
 
     def __init__(
         self,
@@ -221,7 +222,10 @@ class Static(nn.Module):
         hidden: int = 64,
     ) -> None:
         super().__init__()
-        self.flat, self.scenes, self.changing = flat, scenes, changing
+        self.flat, self.scenes = flat, scenes
+        # (S,) bool: in which of them large areas are background wherever they are.
+        every = torch.tensor([not changing or scene in changing for scene in range(scenes)])
+        self.register_buffer("changes", every, persistent=False)
         self.size, self.coarse = size, (-(-size[0] // coarse), -(-size[1] // coarse))
         self.z_component = z_component
         self.register_buffer("faces", torch.zeros(scenes * faces, 3, *size, dtype=torch.uint8))
@@ -245,9 +249,7 @@ class Static(nn.Module):
             best = self._nearest(image, scenes[scene])
         if self.flat:
             large = long_runs(image, self.flat)
-            if self.changing:
-                changing = torch.tensor(self.changing, device=image.device)
-                large &= torch.isin(scene, changing)[:, None, None, None]
+            large &= self.changes[scene][:, None, None, None]
             best = torch.where(large, image, best)
         return best
 

@@ -24,7 +24,8 @@ import torch
 
 from objrl.atomic import write_atomically
 from objrl.perceiver import FramePerceiver
-from objrl.weights.files import SUFFIX, read_header, read_model, save_weights
+from objrl.weights import files
+from objrl.weights.files import SUFFIX, read_model, save_weights
 
 __all__ = [
     "WEIGHTS",
@@ -117,19 +118,22 @@ def load(
         return FramePerceiver(read_model(path, max_slots=max_slots)).to(place)
 
 
-def header(name_or_path: str | Path) -> dict[str, Any]:
-    """Return what a weights file says about itself: model, data, training, metrics.
+def read_header(name_or_path: str | Path) -> dict[str, Any]:
+    """Return what weights say about themselves: model, config, data, training, metrics.
+
+    Args:
+        name_or_path: as `load` takes it.
 
     Raises:
         ValueError, FileNotFoundError: as `load`.
     """
     name = str(name_or_path)
     if name.endswith(SUFFIX):
-        return read_header(name)
+        return files.read_header(name)
     if name not in WEIGHTS:
         raise ValueError(_unknown_name(name))
     with resources.as_file(FOLDER / WEIGHTS[name].file) as path:
-        return read_header(path)
+        return files.read_header(path)
 
 
 def _warn_if_poor(weights: Weights) -> None:
@@ -192,7 +196,7 @@ def register(
     if isinstance(env_ids, str):
         raise ValueError(f"env_ids: expected a sequence of ids, got the string '{env_ids}'")
     read_model(path)  # a file that does not load must not be shipped
-    header, data = read_header(path), Path(path).read_bytes()
+    header, data = files.read_header(path), Path(path).read_bytes()
     weights = Weights(
         name=name,
         file=name + SUFFIX,

@@ -64,7 +64,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(registry, "list_weights", lambda: entries)
     monkeypatch.setattr(registry, "load", load)
-    monkeypatch.setattr(registry, "header", lambda _: {"data": {}})
+    monkeypatch.setattr(registry, "read_header", lambda _: {"data": {}})
     return loaded
 
 

@@ -291,7 +291,7 @@ def test_the_weights_are_chosen_by_the_id_that_made_the_environments(
 
     monkeypatch.setattr(registry, "list_weights", lambda: entries)
     monkeypatch.setattr(registry, "load", load)
-    monkeypatch.setattr(registry, "header", lambda _: {"data": {}})
+    monkeypatch.setattr(registry, "read_header", lambda _: {"data": {}})
     VectorObjectSlots(pong())
     VectorObjectSlots(squares(NEXT))
     VectorObjectSlots(gym.make_vec(MOVING_SQUARES, N, vectorization_mode="sync"))

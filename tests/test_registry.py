@@ -143,7 +143,7 @@ def test_the_header_tells_where_the_model_comes_from(saved: Path) -> None:
 def test_a_name_has_a_header_too(saved: Path) -> None:
     known = list_weights()[0]
     assert read_header(known.name)["model"] == known.model
-    with pytest.raises(ValueError, match="did you mean space-pong"):
+    with pytest.raises(ValueError, match="did you mean 'space-pong'"):
         read_header("space-pog")
 
 

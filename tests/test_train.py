@@ -167,7 +167,7 @@ class TestBadInput:
         [
             (np.full((60, 64, 64, 3), 7, np.uint8), "expected things that move"),
             (np.repeat(make_frames(1), 60, axis=0), "expected things that move"),
-            (make_frames(1), "got none in 'val': 1 frames in all are too few"),
+            (make_frames(1), "split 'val', got none of 1; collect more"),
         ],
         ids=["one colour", "still", "one frame"],
     )

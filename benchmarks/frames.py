@@ -207,8 +207,8 @@ def _emulator_frames(config: FramesConfig, game: str, kinds: Sequence[Kind]) -> 
         f"## {game}: one emulator frame or two",
         "",
         "Learnt from and scored on the last emulator frame of each step; on the brighter of the "
-        "last two (`--last-two`); learnt from the former and scored on the latter; all of wandering "
-        "play. Classes: recall by centre, at IoU 0.5, and how many there are.",
+        "last two (`--last-two`); learnt from the former and scored on the latter; all of "
+        "wandering play. Classes: recall by centre, at IoU 0.5, and how many there are.",
         "",
         "| | last | last two | learnt from last, shown last two |",
         "|---|--:|--:|--:|",

@@ -248,13 +248,28 @@ def test_weights_alone_rebuild_the_model(config: SpaceConfig, tmp_path: Path) ->
     assert (picture[..., 20:] == 0.5).all() == bool(config.flat)
 
 
+def test_in_another_scene_nothing_is_known() -> None:
+    config = replace(TINY, background="static", threshold=0.0)
+    model = build(config).eval()
+    assert isinstance(model.background, Static)
+    model.background.faces.fill_(100)
+    frames = torch.full((3, 48, 64, 3), 100, dtype=torch.uint8)
+    frames[0, :16] = 200  # a third
+    frames[1, :32] = 200  # two thirds
+    slots = model.detect(frames)
+    assert slots.mask.any(1).tolist() == [True, False, True]
+    for name in ("position", "scale", "what", "depth"):
+        assert (getattr(slots, name)[1] == 0).all()
+
+
 def test_slots_follow_presence_and_threshold() -> None:
     model = build(TINY).eval()
     frames = torch.randint(0, 255, (2, 48, 64, 3), dtype=torch.uint8)
+    frames[:, 20:] = 0  # the background, or it were another scene
     with torch.no_grad():
         seen = model.perceive(frames)
         middle = float(seen.presence[0, 4, 0] + seen.presence[0, 5, 0]) / 2
-        model.config = replace(TINY, threshold=middle)
+        model.config = replace(TINY, threshold=middle, distinct=1.0)
         slots = model.detect(frames)
     assert slots.mask[0].tolist() == [True] * 5 + [False] * 5
     torch.testing.assert_close(slots.presence[0, :5], seen.presence[0, :5])
@@ -266,6 +281,7 @@ def test_presence_is_the_cells_own() -> None:
     """What perceive says of a slot is what the training forward says of its cell."""
     model = build(TINY).eval()
     frames = torch.randint(0, 255, (1, 48, 64, 3), dtype=torch.uint8)
+    frames[:, 20:] = 0  # the background, or it were another scene
     with torch.no_grad():
         seen = model.perceive(frames)
         out = model(frames.permute(0, 3, 1, 2) / 255)

@@ -73,6 +73,11 @@ class SpaceOutput:
         return self.foreground.mean + (1 - self.foreground.alpha) * self.background.image
 
 
+FOREIGN = 0.5
+"""Part of a frame that differs from a known background from which on no object is reported: Pong's
+first frame is green where all others are brown."""
+
+
 class Space(nn.Module):
     """The whole model; a `Detector` for `FramePerceiver`."""
 
@@ -209,6 +214,9 @@ class Space(nn.Module):
         # in black and white, so that the outline's half height is at the pixels' borders.
         known = self._background_is_known
         far = shown[:, 3:].amax(1, keepdim=True) > self.config.contrast if known else shown[:, :0]
+        if known:  # what is nowhere like the background is another scene, and its things unknown
+            foreign = far.flatten(1).float().mean(1) > FOREIGN
+            presence = presence * ~foreign[:, None, None]
         glimpses = extract(torch.cat([shown[:, :3], far], dim=1), where, net.glimpse)
         z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
         outline = glimpses[:, :, 3] if known else self.masks(z_what)

@@ -16,7 +16,7 @@ from objrl.models.regions import Image
 from objrl.models.space import Space
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import Findings, configure, look
-from objrl.pretrain.presets import SpaceRecipe, preset
+from objrl.pretrain.presets import SPACE, SpaceRecipe
 
 GAME = "ALE/SpaceInvaders-v5"
 EVERY = 8
@@ -47,7 +47,7 @@ class Scene:
 
     def recipe(self) -> SpaceRecipe:
         """Return `space-fast` as it configures itself on these frames."""
-        return configure(preset("space-fast"), self.found)
+        return configure(SPACE["space-fast"], self.found)
 
     def fast(self) -> FramePerceiver:
         """Return the detector that is measured as `space-fast`."""
@@ -64,7 +64,7 @@ class Scene:
 
     def paper(self, *, rows: int, dense: bool, cell: int) -> FramePerceiver:
         """Return the paper's architecture with its three background components, untrained."""
-        model = preset("space-paper-space_invaders").model
+        model = SPACE["space-paper-space_invaders"].model
         return FramePerceiver(Space(replace(model, max_slots=rows, dense=dense, cell=cell)))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.rounds import Contestant, Work
 from benchmarks.scene import Scene
-from objrl.pretrain.presets import SpaceRecipe, preset
+from objrl.pretrain.presets import SPACE, SpaceRecipe
 from objrl.pretrain.space_task import SpaceTask
 
 FAST = "space-fast on 210 x 160"
@@ -69,7 +69,7 @@ def ours(scene: Scene, batches: tuple[int, ...]) -> list[Contestant]:
 
 def paper(side: int, *, dense: bool, window: int = 32) -> SpaceRecipe:
     """Return the recipe of Fig. 5 on side x side cells."""
-    recipe = preset(f"space-paper-grid{side}")
+    recipe = SPACE[f"space-paper-grid{side}"]
     return replace(recipe, model=replace(recipe.model, dense=dense, rendered=64, window=window))
 
 

@@ -59,6 +59,19 @@ VERBS = {
         "draw 3D rooms with objects, to learn from and to score on",
         extra="rooms",
     ),
+    "synthetic": Verb(
+        "objrl.pretrain.synthetic",
+        "SyntheticConfig",
+        "generate_sequences",
+        "draw videos of moving shapes or digits, to learn from and to score on",
+        extra="synthetic",
+    ),
+    "video": Verb(
+        "objrl.pretrain.video",
+        "VideoConfig",
+        "import_video",
+        "bring a video or a folder of pictures, to learn from",
+    ),
     "weights": Verb(
         "objrl.cli", "WeightsConfig", "show_weights", "list the shipped detectors and their scores"
     ),

@@ -9,16 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from objrl.pretrain.space_task import Batch, SpaceTask
-from objrl.pretrain.store import Frames
+from objrl.pretrain.store import Frames, items, read
+from objrl.pretrain.task import Batch, Task
 
 
 def choose(
     indices: npt.NDArray[np.int64], count: int, *, seed: int, step: int, rank: int
 ) -> npt.NDArray[np.int64]:
-    """Draw the frames of one step on one device, each once where there are enough of them."""
+    """Draw the items of one step on one device, each once where there are enough of them."""
     rng = np.random.default_rng([seed, step, rank])
-    return rng.choice(indices, count, replace=len(indices) < count)
+    drawn: npt.NDArray[np.int64] = rng.choice(indices, count, replace=len(indices) < count)
+    return drawn
 
 
 class Batches:
@@ -27,7 +28,7 @@ class Batches:
     def __init__(
         self,
         store: Frames,
-        task: SpaceTask,
+        task: Task,
         *,
         count: int,
         seed: int,
@@ -40,21 +41,22 @@ class Batches:
         Args:
             store: whose frames of `train`.
             task: makes batches of them.
-            count: frames a batch.
+            count: frames a batch, or sequences.
             seed: of the run.
             rank: of this process.
             step: of the first batch.
             ahead: how many batches may wait.
         """
         self._store, self._task, self._ahead = store, task, ahead
-        self._indices = store.split("train")
+        self._indices = items(store, "train", task.length)
         self._count, self._seed, self._rank, self._next = count, seed, rank, step
         self._waiting: deque[Future[Batch]] = deque()
         self._pool = ThreadPoolExecutor(1)
 
     def _make(self, step: int) -> Batch:
         rows = choose(self._indices, self._count, seed=self._seed, step=step, rank=self._rank)
-        return self._task.prepare(self._store.frames(rows))
+        batch: Batch = self._task.prepare(read(self._store, rows))
+        return batch
 
     def __next__(self) -> Batch:
         while len(self._waiting) < self._ahead:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from objrl.models.median import MedianConfig, Scenes, Seen, enough_slots
 from objrl.models.regions import Image
-from objrl.pretrain.presets import SpaceRecipe
+from objrl.pretrain.presets import Recipe, SpaceRecipe
+from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.schedule import Linear
 
 
@@ -136,22 +138,62 @@ def _weighted_quantile(
     return float(values[order][np.searchsorted(below, share)])
 
 
-def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
+@overload
+def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe: ...
+@overload
+def configure(recipe: ScalorRecipe, found: Findings) -> ScalorRecipe: ...
+def configure(recipe: Recipe, found: Findings) -> Recipe:
     """Fit a recipe to what was found.
 
     A cell is about as large as the objects (smaller splits them, larger merges neighbours), a
     window holds the largest box that z_where may ask for, and rows suffice for the fullest frame.
+
+    Raises:
+        ValueError: several games for a model that knows one background.
     """
+    if isinstance(recipe, ScalorRecipe):
+        return _configure_scalor(recipe, found)
+    return _configure_space(recipe, found)
+
+
+def _configure_scalor(recipe: ScalorRecipe, found: Findings) -> ScalorRecipe:
+    if len(found.seen.every) > 1:
+        raise ValueError(
+            f"data: expected one game for SCALOR, got {len(found.seen.every)}; train one each"
+        )
+    scenery = found.seen.every[0].scenery
+    height, width = scenery.faces.shape[1:3]
+    model = replace(
+        recipe.model,
+        frame_size=(height, width),
+        cell=8 if found.width * found.height < 16**2 else 16,
+        window=_window(recipe.margin, found),
+        faces=len(scenery.faces),
+        flat=2 * scenery.max_side // 3 if scenery.changing else 0,
+        reach=min(1.0, _REACH / recipe.margin),
+        max_slots=max(16, found.rows),
+        proposals=max(16, found.rows),
+    )
+    return replace(recipe, model=model)
+
+
+def _window(margin: float, found: Findings) -> int:
+    """Return a window's side: for the largest box, but no more pixels than can be paid for."""
+    holds = min(96, 8 * math.ceil(margin * found.largest / 8))
+    paid = math.isqrt(_DRAWN // max(32, found.rows)) // 8 * 8
+    return max(24, min(holds, paid))
+
+
+def _configure_space(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe:
     sceneries = [seen.scenery for seen in found.seen.every]
     height, width = sceneries[0].faces.shape[1:3]
     side = math.sqrt(found.width * found.height)
     changing = tuple(i for i, scenery in enumerate(sceneries) if scenery.changing)
-    window = min(96, 8 * math.ceil(recipe.margin * found.largest / 8))
     model = replace(
         recipe.model,
         frame_size=(height, width),
         cell=8 if side < 16 else 16 if side < 40 else 32,
-        window=max(24, min(window, math.isqrt(_DRAWN // max(32, found.rows)) // 8 * 8)),
+        window=_window(recipe.margin, found),
         scenes=len(sceneries),
         faces=max(len(scenery.faces) for scenery in sceneries),
         # Shorter than for the teacher, who follows areas around corners.

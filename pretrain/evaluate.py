@@ -3,7 +3,8 @@
 It prints a table and writes `evaluation.json` and `worst.png`, the frames with most errors beside
 what there was to find; with --all it does what `objrl.pretrain.results` says. The measuring itself
 is in `objrl.pretrain.measure`; the format of labelled frames, so that you can make your own, is
-told in `objrl.pretrain.truth`.
+told in `objrl.pretrain.truth`. With --tracks it steps through sequences and measures how objects
+are followed (`objrl.pretrain.tracks`), and the picture is `tracks.png`.
 
 Letters: N frames, H W pixels.
 """
@@ -34,6 +35,8 @@ from objrl.pretrain.measure import (
 )
 from objrl.pretrain.results import BASELINE_FRAMES, write_results
 from objrl.pretrain.store import FrameStore, sample, split_rows, spread
+from objrl.pretrain.tracks import TrackReport, read_tracks, run_tracks
+from objrl.pretrain.tracks import picture as draw_tracks
 from objrl.pretrain.truth import read_truth
 
 __all__ = ["EvaluateConfig", "Report", "evaluate", "evaluate_perceiver"]
@@ -47,6 +50,8 @@ class EvaluateConfig:
     """Name of shipped weights (`objrl weights` lists them), or path of a .safetensors file."""
     truth: Path | None = None
     """Labelled frames, .npz: F1, average precision, recall per class, reconstruction error."""
+    tracks: Path | None = None
+    """Labelled sequences with identities, .npz: MOTA, IDF1, HOTA, switches of identity."""
     data: Path | None = None
     """Frames without labels, .h5: reconstruction error and agreement with the baseline."""
     all: bool = False
@@ -61,17 +66,17 @@ class EvaluateConfig:
     split: Literal["train", "val", "test"] = "test"
     """Which episodes of frames without labels."""
     limit: int = 512
-    """At most so many frames, spread evenly."""
+    """At most so many frames, spread evenly. Sequences are always taken whole."""
     out: Path | None = None
-    """Folder for evaluation.json and worst.png; by default runs/evaluate-WEIGHTS-DATA: the name of
-    the weights (of their folder, where the file is called weights.safetensors) and of the frames'
-    file. With --all for results.md and results/GAME.png; by default docs."""
+    """Folder for evaluation.json and the picture; by default runs/evaluate-WEIGHTS-DATA: the name
+    of the weights (of their folder, where the file is called weights.safetensors) and of the
+    frames' file. With --all for results.md and results/GAME.png; by default docs."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     batch: int = 16
-    """Frames encoded at once."""
+    """Frames encoded at once; of sequences, how many are seen side by side."""
     worst: int = 8
-    """Rows of the contact sheet."""
+    """Rows of the picture."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -92,16 +97,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _evaluate_all(config)
     if config.weights is None or config.truth_dir:
         raise ValueError(
-            "evaluate: expected --weights NAME_OR_FILE with --truth or --data, or --all with "
-            f"--truth-dir, got {'--truth-dir without --all' if config.truth_dir else 'neither'}"
+            "evaluate: expected --weights NAME_OR_FILE with --truth, --tracks or --data, or "
+            "--all with --truth-dir, got "
+            f"{'--truth-dir without --all' if config.truth_dir else 'neither'}"
         )
-    if (config.truth is None) == (config.data is None):
+    sources = [path for path in (config.truth, config.tracks, config.data) if path is not None]
+    if len(sources) != 1:
         raise ValueError(
-            "evaluate: expected either --truth FILE.npz (labelled frames) or --data FILE.h5 "
-            f"(frames alone), got {'neither' if config.truth is None else 'both'}"
+            "evaluate: expected either --truth FILE.npz (labelled frames), --tracks FILE.npz "
+            "(labelled sequences) or --data FILE.h5 (frames alone), got "
+            f"{'more than one' if sources else 'none of them'}"
         )
-    source = config.truth or config.data
-    assert source is not None
+    source = sources[0]
+    out = config.out or Path("runs", f"evaluate-{_name(config.weights)}-{source.stem}")
+    if config.tracks is not None:
+        return _evaluate_tracks(config.weights, config.tracks, config, out)
     perceiver = objrl.load(config.weights, device=config.device)
     report: Report | Agreement
     if config.truth is not None:
@@ -131,22 +141,48 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     print(f"{config.weights} on {source.name}: {len(frames)} frames")
     print("\n".join(lines))
 
-    out = config.out or Path("runs", f"evaluate-{_name(config.weights)}-{source.stem}")
     worst = np.argsort(-report.errors, kind="stable")[: config.worst]
     titles = [
         f"frame {rows[i]}: {report.centre.errors[i]} wrong by centre, {report.iou.errors[i]} by IoU"
         for i in worst
     ]
     sheet = picture(perceiver, frames[worst], truth.select(worst), titles, column)
-    draw.write_png(out / "worst.png", sheet)
+    return _write(result, sheet, out / "worst.png")
+
+
+def _evaluate_tracks(
+    weights: str, source: Path, config: EvaluateConfig, out: Path
+) -> dict[str, Any]:
+    tracks = read_tracks(source)
+    report = run_tracks(objrl.load(weights, device=config.device), tracks, config.batch)
+    frames = sum(len(one.frames) for one in tracks.sequences)
+    result: dict[str, Any] = {
+        "weights": weights,
+        "source": source.name,
+        "split": None,
+        "frames": frames,
+        "sequences": len(tracks.sequences),
+        "metrics": report.metrics(),
+        "classes": report.classes,
+    }
+    print(f"{weights} on {source.name}: {frames} frames in {len(tracks.sequences)} sequences")
+    print("\n".join(_track_table(report)))
+    return _write(result, draw_tracks(tracks, report, config.worst), out / "tracks.png")
+
+
+def _write(result: dict[str, Any], picture: draw.Image, path: Path) -> dict[str, Any]:
+    """Write the picture to the path and the result beside it, and return the result."""
+    draw.write_png(path, picture)
     text = json.dumps(result, indent=2) + "\n"
-    write_atomically(out / "evaluation.json", text.encode())
-    print(f"written: {out / 'evaluation.json'}, {out / 'worst.png'}")
+    written = path.with_name("evaluation.json")
+    write_atomically(written, text.encode())
+    print(f"written: {written}, {path}")
     return result
 
 
 def _evaluate_all(config: EvaluateConfig) -> dict[str, Any]:
-    single = [name for name in ("weights", "truth", "data") if getattr(config, name) is not None]
+    names = ("weights", "truth", "tracks", "data")
+    single = [name for name in names if getattr(config, name) is not None]
     if single:
         raise ValueError(
             "evaluate: --all measures every shipped detector on the files of --truth-dir and "
@@ -184,6 +220,23 @@ def _truth_table(report: Report) -> list[str]:
             f"{name:16}{row['objects']:8.0f}{row['recall_centre']:18.3f}{row['recall_iou']:12.3f}"
         )
     return [*lines, "", *_plain_lines(report.seen)]
+
+
+def _track_table(report: TrackReport) -> list[str]:
+    names = ("MOTA", "IDF1", "HOTA", "DetA", "AssA", "MOTP", "precision", "recall")
+    titles = "".join(f"{name:>{max(8, len(name) + 2)}}" for name in names)
+    lines = [f"{'':20}{titles}{'switches':>10}{'count error':>13}"]
+    for title, score in (("by IoU 0.5", report.iou), ("by distance, 2 sizes", report.distance)):
+        values = (f"{getattr(score, name.lower()):{max(8, len(name) + 2)}.3f}" for name in names)
+        lines.append(
+            f"{title:20}{''.join(values)}{len(score.switches):10}{score.count_error:13.3f}"
+        )
+    found = f"{report.iou.found_identities} found for {report.iou.identities}"
+    lines += ["", f"{'identities':20}{found:>24}", ""]
+    lines.append(f"{'class':20}{'objects':>8}{'switches by IoU':>17}")
+    for name, row in report.classes.items():
+        lines.append(f"{name:20}{row['objects']:8}{row['id_switches']:17}")
+    return lines
 
 
 def _data_table(report: Agreement) -> list[str]:

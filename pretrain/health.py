@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ import torch
 from objrl.metrics import Truth, score
 from objrl.models.regions import Image
 from objrl.perceiver import Perceiver
-from objrl.pretrain.presets import SpaceRecipe
+from objrl.pretrain.presets import Recipe, SpaceRecipe
+from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.schedule import Linear
 
 Trouble = Literal["nothing", "everything", "swallowed", "split"]
@@ -187,29 +188,30 @@ class Course:
         return math.ceil(step / _LAST)
 
 
-def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]:
+@overload
+def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]: ...
+@overload
+def mended(recipe: ScalorRecipe, trouble: Trouble) -> tuple[ScalorRecipe, str]: ...
+def mended(recipe: Recipe, trouble: Trouble) -> tuple[Recipe, str]:
     """Return a recipe against a collapse, and in words what is different."""
     if trouble == "nothing":
-        changed = replace(
-            recipe, presence=Linear(max(recipe.presence.start, 0.1)), fixed_alpha=None
-        )
+        changed = replace(recipe, presence=Linear(max(recipe.presence.start, 0.1)))
+        if isinstance(changed, SpaceRecipe):
+            changed = replace(changed, fixed_alpha=None)
         return changed, "presence prior held at its start, alpha not fixed"
     if trouble == "everything":
         prior = recipe.presence
         end = None if prior.end is None else 0.1 * prior.end
         changed = replace(recipe, presence=replace(prior, start=0.1 * prior.start, end=end))
         return changed, "presence prior a tenth of what it was"
-    cell = recipe.model.cell
-    if trouble == "split" and cell < 32:
-        changed = replace(
-            recipe,
-            model=replace(recipe.model, cell=2 * cell),
-            split_weight=2 * recipe.split_weight,
-        )
+    cell, largest = recipe.model.cell, 16 if isinstance(recipe, ScalorRecipe) else 32
+    if trouble == "split" and cell < largest:
+        changed = replace(_with_cell(recipe, 2 * cell), split_weight=2 * recipe.split_weight)
         return changed, f"cells of {2 * cell} pixels, splitting weighs twice as much"
     if trouble == "swallowed" and cell > 8:
-        changed = replace(recipe, model=replace(recipe.model, cell=cell // 2))
-        return changed, f"cells of {cell // 2} pixels"
+        return _with_cell(recipe, cell // 2), f"cells of {cell // 2} pixels"
+    if isinstance(recipe, ScalorRecipe):
+        return replace(recipe, taught=Linear(2 * recipe.taught.start)), "taught twice as hard"
     step = 0.5 if trouble == "split" else -0.5
     means = tuple(
         replace(m, start=m.start + step, end=None if m.end is None else m.end + step)
@@ -217,6 +219,12 @@ def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]:
     )
     assert len(means) == 2
     return replace(recipe, scale_mean=means), f"size prior {step:+} in logits"
+
+
+def _with_cell(recipe: Recipe, cell: int) -> Recipe:
+    if isinstance(recipe, ScalorRecipe):
+        return replace(recipe, model=replace(recipe.model, cell=cell))
+    return replace(recipe, model=replace(recipe.model, cell=cell))
 
 
 def _held(boxes: npt.NDArray[np.float64], things: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

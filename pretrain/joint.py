@@ -52,6 +52,14 @@ class JointStore:
         ]
         return np.concatenate(found)
 
+    def windows(self, length: int, split: str) -> npt.NDArray[np.int64]:
+        """Return (M, length) frame numbers of consecutive frames within an episode."""
+        found = [
+            part.windows(length, split) + begin
+            for part, begin in zip(self.parts, self._begins, strict=False)
+        ]
+        return np.concatenate(found)
+
     def frames(self, indices: npt.ArrayLike) -> Image:
         """Return (n, H, W, 3) uint8 RGB frames in the order asked.
 

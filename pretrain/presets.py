@@ -15,6 +15,7 @@ from typing import Literal
 
 from objrl.models.space import SpaceConfig
 from objrl.models.space_loss import Priors
+from objrl.pretrain.scalor_presets import SCALOR, ScalorRecipe
 from objrl.schedule import Linear
 
 
@@ -104,7 +105,7 @@ _ATARI = SpaceRecipe(
     fixed_alpha_until=4000,
 )
 
-PRESETS: dict[str, SpaceRecipe] = {
+SPACE: dict[str, SpaceRecipe] = {
     "space-paper-room_large": _ROOM,
     "space-paper-room_small": replace(_ROOM, model=replace(_ROOM.model, cell=16)),
     # Table "Joint Training on 10 Atari Games"; the authors' file holds tau at 2.5 and anneals rho.
@@ -164,7 +165,11 @@ PRESETS: dict[str, SpaceRecipe] = {
 }
 
 
-def preset(name: str) -> SpaceRecipe:
+Recipe = SpaceRecipe | ScalorRecipe
+PRESETS: dict[str, Recipe] = {**SPACE, **SCALOR}
+
+
+def preset(name: str) -> Recipe:
     """Return a recipe by name.
 
     Raises:

@@ -2,23 +2,17 @@
 
 The console's RAM holds where things are, and OCAtari's authors found out, game by game, how to read
 it. What is read so is written as `objrl.pretrain.truth` describes, for `objrl evaluate --truth`; it
-is for measuring only, never for training. OCAtari is no dependency: `INSTALL` says how to get it,
-docs/truth.md what is known to be wrong in it.
+is for measuring only, never for training. With `--sequences` the frames follow each other and
+every box has an identity, as `objrl.pretrain.tracks` describes, for `objrl evaluate --tracks`.
+docs/truth.md says how to get OCAtari, and what is known to be wrong in it.
 
-Of OCAtari only the two functions are used that turn RAM into objects, beside a plain Gymnasium
-environment: its own environment class swaps terminated and truncated.
-
-References: Delfosse et al. 2023, OCAtari, arXiv 2306.08649.
-
-Letters: H W pixels.
+Letters: N frames, M boxes, H W pixels.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,20 +27,20 @@ from gymnasium.wrappers import AtariPreprocessing
 from objrl.atomic import replacing
 from objrl.pretrain.collect import find_spec
 from objrl.pretrain.policies import Frames, Policy, make_policy
-
-INSTALL = (
-    "pip install --no-deps ocatari && pip install termcolor pyfiglet scikit-image matplotlib pygame"
-)
-"""Without its dependencies: it asks for numpy < 2, which the functions used here do not need."""
+from objrl.pretrain.ram_reader import RamReader, Thing
 
 OPENING = 40
-"""Steps before the first frame that may be kept: games begin blank, or with everything in place."""
+"""Steps before the first frame that may be kept: games begin blank, or with everything in place.
+Before each sequence, too: counted from the episode's begin, or from the last sequence."""
 
 MARGIN = 3
 """Width in pixels of the frame around a box whose commonest colour is taken for the background."""
 
 DRAWN = 0.08
 """An object is drawn when at least this share of its box is not in the background's colour."""
+
+TRIES = 20
+"""Episodes in a row that may be too short for a sequence."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +50,18 @@ class TruthConfig:
     env: str
     """Environment id of an Atari game, e.g. ALE/Pong-v5."""
     out: Path
-    """The .npz file to write, for `objrl evaluate --truth`; one that exists is replaced."""
+    """The .npz file to write, for `objrl evaluate`; one that exists is replaced."""
     frames: int = 64
     """How many frames."""
+    sequences: int = 0
+    """Instead of --frames apart from each other: so many sequences of consecutive frames, with the
+    identities of objects, for `objrl evaluate --tracks`."""
+    length: int = 64
+    """How many frames a sequence has; none goes on after its episode."""
     last_two: bool = False
     """Show the brighter of the last two emulator frames, as `objrl collect --last-two` does."""
     every: int = 11
-    """Keep every so manieth frame: neighbours look alike and add little."""
+    """Keep every so manieth frame: neighbours look alike and add little. Not of sequences."""
     policy: str = "random"
     """'random'; 'wander', which holds each random action for a while; or the zip of an SB3 agent
     (PPO, A2C or DQN with a CnnPolicy on grey frames)."""
@@ -73,73 +72,14 @@ class TruthConfig:
     detector was trained on, or it is measured on what it has seen."""
 
 
-class Thing(NamedTuple):
-    """An object as the RAM tells it: name of its class, upper left corner and size in pixels."""
+class Step(NamedTuple):
+    """What a step of the game shows: a frame, and the two lists of things that are in the RAM."""
 
-    name: str
-    x: int
-    y: int
-    width: int
-    height: int
-
-
-class RamReader:
-    """Reads objects out of a game's RAM with OCAtari's functions."""
-
-    def __init__(self, game: str) -> None:
-        """Find the functions for a game.
-
-        Args:
-            game: its name as OCAtari spells it, e.g. SpaceInvaders.
-
-        Raises:
-            ImportError: OCAtari or what it imports is not installed.
-            ValueError: OCAtari does not know the game, or fails on it.
-        """
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        try:
-            self._functions: Any = importlib.import_module("ocatari.ram.extract_ram_info")
-        except ImportError as problem:
-            raise ImportError(f"OCAtari cannot be imported ({problem}): {INSTALL}") from problem
-        self._game = game
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget what was: an episode begins."""
-        try:
-            self._scene = self._functions.init_objects(self._game, hud=False)
-            self._all = self._functions.init_objects(self._game, hud=True)
-        except KeyError as problem:  # how it says that it has no module of that name
-            raise ValueError(
-                f"env: expected a game that OCAtari can read from RAM, got {self._game!r}; "
-                "label frames yourself (the format is in objrl/pretrain/truth.py)"
-            ) from problem
-        except Exception as problem:
-            raise self._failed(problem) from problem
-
-    def read(self, ram: npt.NDArray[np.int64]) -> tuple[list[Thing], list[Thing]]:
-        """Return the objects of the scene, and those together with score, lives and the like.
-
-        To be called after every step, for some objects are told by what changed since the last.
-
-        Args:
-            ram: (128,) int64 in [0, 255]. As ALE's uint8, OCAtari's sums would wrap around.
-
-        Raises:
-            ValueError: OCAtari fails on this game.
-        """
-        try:
-            self._functions.detect_objects_ram(self._scene, ram, self._game, False)
-            self._functions.detect_objects_ram(self._all, ram, self._game, True)
-            return _things(self._scene), _things(self._all)
-        except Exception as problem:  # every game has code, and faults, of its own
-            raise self._failed(problem) from problem
-
-    def _failed(self, problem: Exception) -> ValueError:
-        return ValueError(
-            f"env: OCAtari fails on {self._game} ({problem!r}), a fault of its own; "
-            "docs/truth.md names the games in which that is known"
-        )
+    frame: Frames
+    scene: list[Thing]
+    everything: list[Thing]
+    over: bool
+    """Whether the episode ends with it."""
 
 
 def make_truth(config: TruthConfig) -> Path:
@@ -165,30 +105,40 @@ def make_truth(config: TruthConfig) -> Path:
             )
         policy = make_policy(config.policy, env.action_space, env.action_space, config.epsilon)
         policy.seed(config.seed)
-        kept = list(islice(_play(env, policy, reader, config), config.frames))
+        steps = _play(env, policy, reader, config.seed)
+        if config.sequences:
+            stretches = islice(_stretches(steps, config.length), config.sequences)
+            kept = [step for stretch in stretches for step in stretch]
+        else:
+            far = (s for n, s in enumerate(steps, 1) if n > OPENING and n % config.every == 0)
+            kept = list(islice(far, config.frames))
 
-    sorted_out = [sort_out(*found) for found in kept]
-    rows = [(i, *thing) for i, (seen, _) in enumerate(sorted_out) for thing in seen]
-    ignored = [(i, *thing[1:]) for i, (_, aside) in enumerate(sorted_out) for thing in aside]
+    sorted_out = [sort_out(*step[:3]) for step in kept]
+    rows = [(i, thing) for i, (seen, _) in enumerate(sorted_out) for thing in seen]
+    ignored = [(i, *thing[1:5]) for i, (_, aside) in enumerate(sorted_out) for thing in aside]
     if not rows:
         raise ValueError(
             f"env: expected objects to measure against, got none in {len(kept)} frames of {game}; "
             "try more --frames, or a --policy that plays further"
         )
-    count = Counter(name for _, name, *_ in rows)
-    classes = sorted(count)
-    numbered = [(i, classes.index(name), *box) for i, name, *box in rows]
+    number = Counter(thing.name for _, thing in rows)
+    classes = sorted(number)
+    arrays: dict[str, Any] = {
+        "game": np.array(game),
+        "frames": np.stack([step.frame for step in kept]),
+        "classes": np.array(classes),
+        "boxes": np.array([(i, classes.index(t.name), *t[1:5]) for i, t in rows], dtype=np.int16),
+        "ignore": np.array(ignored, dtype=np.int16).reshape(-1, 5),
+    }
+    if config.sequences:
+        sequence = np.arange(len(kept)) // config.length
+        arrays["sequence"] = sequence
+        arrays["ids"] = _renumber(sequence[[i for i, _ in rows]], [t.identity for _, t in rows])
     with replacing(config.out) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            game=np.array(game),
-            frames=np.stack([frame for frame, _, _ in kept]),
-            classes=np.array(classes),
-            boxes=np.array(numbered, dtype=np.int16),
-            ignore=np.array(ignored, dtype=np.int16).reshape(-1, 5),
-        )
-    found = ", ".join(f"{name} {count[name]}" for name in classes)
-    print(f"written: {config.out}, {len(kept)} frames of {game}")
+        np.savez_compressed(file, **arrays)
+    found = ", ".join(f"{name} {number[name]}" for name in classes)
+    of = f" in {config.sequences} sequences" if config.sequences else ""
+    print(f"written: {config.out}, {len(kept)} frames{of} of {game}")
     print(f"{len(rows)} boxes ({found}), {len(ignored)} to ignore")
     return config.out
 
@@ -232,42 +182,57 @@ def _make(spec: EnvSpec, last_two: bool) -> gym.Env[Any, Any]:
     )
 
 
-def _play(
-    env: gym.Env[Any, Any], policy: Policy, reader: RamReader, config: TruthConfig
-) -> Iterator[tuple[Frames, list[Thing], list[Thing]]]:
-    """Play for ever; yield the frames to keep, each with the two lists that were read with it."""
-    frame, _ = env.reset(seed=config.seed)
-    begins, step = True, 0
+def _play(env: gym.Env[Any, Any], policy: Policy, reader: RamReader, seed: int) -> Iterator[Step]:
+    """Play for ever; yield every step."""
+    frame, _ = env.reset(seed=seed)
+    begins = True
     while True:
         action = policy(frame[None], np.array([begins])).item()
         frame, _, terminated, truncated, _ = env.step(action)
-        step += 1
         atari: Any = env.unwrapped
         things = reader.read(atari.ale.getRAM().astype(np.int64))
-        if step > OPENING and step % config.every == 0:
-            yield frame, *things
         begins = terminated or truncated
+        yield Step(frame, *things, begins)
         if begins:
             frame, _ = env.reset()
             reader.begin()
 
 
-def _things(objects: Sequence[Any]) -> list[Thing]:
-    """Return those of OCAtari's objects that are there; absent ones keep a place in its lists."""
-    present = [
-        thing
-        for thing in objects
-        if thing is not None and thing.category != "NoObject" and getattr(thing, "visible", True)
-    ]
-    things = [Thing(str(thing.category), *map(int, thing.xywh)) for thing in present]
-    return [thing for thing in things if thing.width > 0 and thing.height > 0]
+def _stretches(steps: Iterable[Step], length: int) -> Iterator[list[Step]]:
+    """Yield stretches of consecutive steps of one episode, with a pause before each."""
+    pause, short = OPENING, 0
+    stretch: list[Step] = []
+    for step in steps:
+        if pause:
+            pause -= 1
+        else:
+            stretch.append(step)
+        if len(stretch) == length:
+            yield stretch
+            short = 0
+        elif step.over:
+            short += 1
+            if short == TRIES:
+                raise ValueError(
+                    f"length: expected episodes that last {OPENING} + {length} steps, got {short} "
+                    "in a row that were shorter; try a smaller --length"
+                )
+        if len(stretch) == length or step.over:
+            pause, stretch = OPENING, []
+
+
+def _renumber(sequence: npt.NDArray[np.int64], identity: Sequence[int]) -> npt.NDArray[np.int64]:
+    """(M,) identities that begin with 0 in every sequence, given which each is of."""
+    known: list[dict[int, int]] = [{} for _ in range(int(sequence.max()) + 1)]
+    pairs = zip(sequence, identity, strict=True)
+    return np.array([known[i].setdefault(number, len(known[i])) for i, number in pairs])
 
 
 def _cut(thing: Thing, width: int, height: int) -> Thing:
     """Return the part inside a frame; where there is none, a size is 0 or below."""
     left, top = max(thing.x, 0), max(thing.y, 0)
     right, bottom = min(thing.x + thing.width, width), min(thing.y + thing.height, height)
-    return Thing(thing.name, left, top, right - left, bottom - top)
+    return Thing(thing.name, left, top, right - left, bottom - top, thing.identity)
 
 
 def _is_drawn(colours: npt.NDArray[np.int64], thing: Thing) -> bool:
@@ -300,7 +265,7 @@ def _game_name(spec: EnvSpec) -> str:
 
 
 def _check(config: TruthConfig) -> None:
-    for name, least in (("frames", 1), ("every", 1), ("seed", 0)):
+    for name, least in (("frames", 1), ("every", 1), ("seed", 0), ("sequences", 0), ("length", 2)):
         value = getattr(config, name)
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")

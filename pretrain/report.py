@@ -6,25 +6,29 @@ import torch
 
 from objrl.draw import contact_sheet
 from objrl.models.regions import Image
-from objrl.perceiver import FramePerceiver
-from objrl.pretrain.space_task import SpaceTask
+from objrl.perceiver import Perceiver
+from objrl.pretrain.measure import take_apart
+from objrl.pretrain.task import Task
 
 
 @torch.no_grad()
-def final_metrics(task: SpaceTask, frames: Image, batch: int = 16) -> dict[str, float]:
+def final_metrics(task: Task, frames: Image, batch: int = 16) -> dict[str, float]:
     """Return means over (N, H, W, 3) uint8 held-out frames, posterior means in place of samples.
+
+    Or over (N, T, H, W, 3) sequences of them.
 
     `val_elbo` is in nats a frame with the priors at the end of the recipe's schedules, `val_mse`
     the mean squared error of a pixel's channel, `val_objects` the number of objects a frame.
     """
-    device = next(task.eval().parameters()).device
+    task.model.eval()
+    device = next(task.model.parameters()).device
     last = float("inf") if task.recipe.unit == "steps" else 1.0
     sums = {"elbo": 0.0, "mse": 0.0, "objects": 0.0}
     for begin in range(0, len(frames), batch):
         part = task.prepare(frames[begin : begin + batch])
         _, terms = task(part.to(device), last)
         nats = [v for k, v in terms.items() if k == "nll" or k.startswith("kl_")]
-        count = len(part.frames)
+        count = len(frames[begin : begin + batch])
         sums["elbo"] -= float(torch.stack(nats).sum()) * count
         sums["mse"] += float(terms["mse"]) * count
         sums["objects"] += float(terms["objects"]) * count
@@ -32,9 +36,10 @@ def final_metrics(task: SpaceTask, frames: Image, batch: int = 16) -> dict[str, 
 
 
 @torch.no_grad()
-def picture(perceiver: FramePerceiver, frames: Image) -> Image:
+def picture(perceiver: Perceiver, frames: Image) -> Image:
     """Draw input, boxes, foreground, background and mask of (N, H, W, 3) uint8 frames."""
     tensor = torch.from_numpy(frames)
     slots = perceiver.encode(tensor)
-    parts = perceiver.detector.decompose(tensor.to(perceiver.device))
+    parts = take_apart(perceiver, tensor)
+    assert parts is not None
     return contact_sheet(frames, slots.to("cpu"), parts)

@@ -15,28 +15,30 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from objrl.atomic import write_atomically
 from objrl.draw import write_png
 from objrl.models.regions import Image
-from objrl.perceiver import FramePerceiver
 from objrl.pretrain.batches import Batches
 from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
-from objrl.pretrain.configure import configure, fit_canvas, join, look
+from objrl.pretrain.configure import Findings, configure, fit_canvas, join, look
 from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
 from objrl.pretrain.joint import by_game
-from objrl.pretrain.presets import SpaceRecipe
+from objrl.pretrain.presets import Recipe
 from objrl.pretrain.report import final_metrics, picture
-from objrl.pretrain.space_task import Batch, SpaceTask
+from objrl.pretrain.scalor_presets import ScalorRecipe
+from objrl.pretrain.scalor_task import ScalorTask
+from objrl.pretrain.space_task import SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.store import Frames, sample
+from objrl.pretrain.task import Task
 from objrl.weights.registry import save_weights
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Run:
         fabric: Fabric,
         store: Frames,
         config: TrainConfig,
-        recipe: SpaceRecipe,
+        recipe: Recipe,
         out: Path,
         resumed: Checkpoint | None,
     ) -> None:
@@ -107,13 +109,15 @@ class Run:
         """Build the task of this attempt, and take up the checkpoint where there is one."""
         attempt = len(self.course.mended)
         torch.manual_seed(_mix(self._config.seed, attempt) if attempt else self._config.seed)
-        self.task = SpaceTask(self._recipe, self._found)
+        self.task = make_task(self._recipe, self._found)
         self._optimizers = self.task.optimizers()
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
         if resumed:
             self._go_on(resumed)
         # Moves the model, and lets the optimisers follow; the task itself stays as it is.
-        self._objective, *self._steppers = self._fabric.setup(self.task, *self._optimizers)
+        self._objective, *self._steppers = self._fabric.setup(
+            cast(nn.Module, self.task), *self._optimizers
+        )
 
     def fit(self) -> None:
         """Run to the end, leaving a checkpoint now and then and when asked to stop.
@@ -130,7 +134,7 @@ class Run:
         """Train to the end, or to a collapse that calls for another attempt."""
         config, saved = self._config, time.monotonic()
         bar = tqdm(initial=self.step, total=self.steps, unit="step", disable=not self._first)
-        self.task.train()
+        self.task.model.train()
         with self._batches(self.step) as batches, bar:
             while self.step < self.steps:
                 terms = self._update(next(batches))
@@ -160,8 +164,8 @@ class Run:
             What calls for another attempt: a collapse that the look before has seen too, while
             there is time for one.
         """
-        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
-        self.task.train()
+        health = look_at(self.task.perceiver(), self._shown, self._pieces)
+        self.task.model.train()
         if self._first:
             values = {f"health_{name}": value for name, value in health.describe().items()}
             self._fabric.log_dict(values, self._on_board)
@@ -204,9 +208,9 @@ class Run:
         return path
 
     def _export(self, path: Path, wall: float, cpu: float) -> None:
-        held_out = sample(self._store, "val", 256)
-        metrics = final_metrics(self.task, held_out)
-        health = look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        items = sample(self._store, "val", 256 // self.task.length, self.task.length)
+        metrics = final_metrics(self.task, items)
+        health = look_at(self.task.perceiver(), self._shown, self._pieces)
         metrics |= {f"val_{name}": value for name, value in health.describe().items()}
         self._fabric.log_dict(metrics, self._on_board)
         self._logger.finalize("success")
@@ -230,7 +234,10 @@ class Run:
         report = {"weights": WEIGHTS, "data": data, **training, "metrics": metrics}
         report["warning"] = verdict
         write_atomically(self._out / REPORT, json.dumps(report, indent=2).encode())
-        write_png(self._out / SHEET, picture(FramePerceiver(self.task.model), held_out[::32]))
+        write_png(
+            self._out / SHEET,
+            picture(self.task.perceiver(), items.reshape(-1, *items.shape[-3:])[::32]),
+        )
         # Last of all: where there are weights, the run is finished.
         save_weights(
             *(path, self.task.model),
@@ -296,7 +303,7 @@ class Run:
         number as --steps, it ends in the same weights.
         """
         before, times = copy.deepcopy(self.task.model.state_dict()), [time.monotonic()]
-        self.task.train()
+        self.task.model.train()
         with self._batches(0) as batches:
             # The first one warms up and is not counted.
             while len(times) < 3 or (len(times) < 12 and times[-1] - times[0] < seconds / 20):
@@ -306,14 +313,14 @@ class Run:
         for optimizer in self._optimizers:
             optimizer.state.clear()
         begin = time.monotonic()
-        look_at(FramePerceiver(self.task.model), self._shown, self._pieces)
+        look_at(self.task.perceiver(), self._shown, self._pieces)
         # Looks cost time too; the last one stands for what is measured and written at the end.
         looks = (LOOKS + 1) * (time.monotonic() - begin)
         left = seconds - self._clocks()[0] - looks
         steps = max(1, int(left / statistics.median(np.diff(times[1:]))))
         return int(self._fabric.broadcast(steps))
 
-    def _update(self, batch: Batch) -> dict[str, Tensor]:
+    def _update(self, batch: Any) -> dict[str, Tensor]:
         """Take one step and return the terms of the loss."""
         # Noise is a function of the step: nothing to save, and a resumed run draws the same.
         torch.manual_seed(_mix(self._config.seed, self.step, self._fabric.global_rank))
@@ -322,7 +329,7 @@ class Run:
         for optimizer in self._steppers:
             optimizer.zero_grad()
         self._fabric.backward(total)
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self._recipe.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self._recipe.clip)
         terms = {name: term.detach() for name, term in terms.items()} | {"gradient": norm}
         # One look at the device a step, so that no bad step gets into weights or checkpoints.
         if not bool(torch.isfinite(total.detach() + norm)):
@@ -350,9 +357,9 @@ class Run:
         )
 
     def _log_picture(self) -> None:
-        image: Image = picture(FramePerceiver(self.task.model), self._shown[:4])
+        image: Image = picture(self.task.perceiver(), self._shown[:4])
         self._logger.experiment.add_image("frames", image, self._on_board, dataformats="HWC")
-        self.task.train()
+        self.task.model.train()
 
     def _save(self) -> None:
         if self._first:
@@ -360,6 +367,13 @@ class Run:
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
             about = {**self._about, **far, "course": dataclasses.asdict(self.course)}
             save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
+
+
+def make_task(recipe: Recipe, found: Findings | None) -> Task:
+    """Return the task of a recipe."""
+    if isinstance(recipe, ScalorRecipe):
+        return ScalorTask(recipe, found)
+    return SpaceTask(recipe, found)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ Letters: B batch, N cells, K rendered cells, H W canvas.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,28 @@ from objrl.models.space_loss import (
     elbo_terms,
     evidence_terms,
 )
+from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.presets import SpaceRecipe
 
 _MOST_SHIFT = 0.9
 """How far from its cell's centre, in cells, an object is meant to sit at most."""
+
+
+class Grid(Protocol):
+    """A canvas and the cells on it: what SPACE's and SCALOR's settings have in common."""
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(H, W)."""
+
+    @property
+    def cell(self) -> int:
+        """Side of a cell in pixels."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns)."""
 
 
 class Batch(NamedTuple):
@@ -53,6 +70,7 @@ class SpaceTask(nn.Module):
     """One recipe on one set of frames; `forward` is the loss, so that DDP sees a whole step."""
 
     model_name = "space"
+    length = 1
 
     def __init__(self, recipe: SpaceRecipe, found: Findings | None) -> None:
         super().__init__()
@@ -66,6 +84,10 @@ class SpaceTask(nn.Module):
             most = np.arange(max(map(len, every)))
             faces = np.concatenate([f[np.where(most < len(f), most, 0)] for f in every])
             self.model.background.faces.copy_(torch.from_numpy(faces).permute(0, 3, 1, 2))
+
+    def perceiver(self) -> FramePerceiver:
+        """Return the model as an agent has it."""
+        return FramePerceiver(self.model)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one for the foreground, one for the background (D.2)."""
@@ -95,7 +117,7 @@ class SpaceTask(nn.Module):
                 # Things of one hue run together and make no piece: how many, the ELBO must say.
                 shown |= seen.scenery.differs(frame) > 0
                 weight[b, at_centres(shown & (labels == 0), config), 0] = 0
-            cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
+            cell, where, _ = blobs_by_cell(boxes, config, self.recipe.margin)
             presence[b, cell, 0] = 1
             weight[b, cells_within(boxes, config), 0] = self.recipe.split_weight
             weight[b, cell, 0] = 1
@@ -136,8 +158,8 @@ class SpaceTask(nn.Module):
 
 
 def blobs_by_cell(
-    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: SpaceConfig, margin: float
-) -> tuple[Tensor, Tensor]:
+    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: Grid, margin: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Give blobs to the cells that their centres lie in, each cell one at most.
 
     Of several in one cell the largest has it, and each of the others the free cell nearest to it of
@@ -149,7 +171,7 @@ def blobs_by_cell(
         margin: how much wider than its blob a box is meant to be.
 
     Returns:
-        (M',) int64 cells, each once, and (M', 4) z_where.
+        (M',) int64 cells, each once, (M', 4) z_where, and (M',) int64 which blob each is.
     """
     height, width = config.frame_size
     rows, columns = config.grid
@@ -174,7 +196,11 @@ def blobs_by_cell(
     has = has[np.argsort(cell[has])]
     scale = np.minimum((boxes[has, 2:] - boxes[has, :2]) * margin / side, 0.99)
     where = np.concatenate([scale, 2 * centre[has] / side - 1], axis=1)
-    return torch.from_numpy(cell[has]), torch.from_numpy(where.astype(np.float32))
+    return (
+        torch.from_numpy(cell[has]),
+        torch.from_numpy(where.astype(np.float32)),
+        torch.from_numpy(has),
+    )
 
 
 def at_centres(
@@ -187,7 +213,7 @@ def at_centres(
 
 
 def cells_within(
-    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: SpaceConfig
+    boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: Grid
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     """(M, 4) boxes in canvas pixels -> (N,) bool: cells whose centres lie in one."""
     rows, columns = config.grid

@@ -72,6 +72,9 @@ class Frames(Protocol):
     def split(self, name: str) -> npt.NDArray[np.int64]:
         """Return the frame numbers of `train`, `val` or `test`."""
 
+    def windows(self, length: int, split: str) -> npt.NDArray[np.int64]:
+        """Return (M, length) frame numbers of consecutive frames within an episode."""
+
     def frames(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Return (n, H, W, 3) uint8 frames in the order asked."""
 
@@ -226,13 +229,41 @@ class FrameStore:
         self.close()
 
 
-def sample(store: Frames, split: str, count: int) -> npt.NDArray[np.uint8]:
+def sample(store: Frames, split: str, count: int, length: int = 1) -> npt.NDArray[np.uint8]:
     """Take (n, H, W, 3) uint8 frames spread evenly over a split, n at most `count`.
+
+    Sequences of a length above 1 are (n, T, H, W, 3), all of a sequence of one episode.
 
     Raises:
         ValueError: the split is empty.
     """
-    return store.frames(split_rows(store, split, count))
+    if length == 1:
+        return store.frames(split_rows(store, split, count))
+    rows = items(store, split, length)
+    return read(store, rows[spread(len(rows), count)])
+
+
+def items(store: Frames, split: str, length: int) -> npt.NDArray[np.int64]:
+    """Return the frame numbers of every item of a split: (M,), or (M, T) for sequences.
+
+    Raises:
+        ValueError: no episode is as long.
+    """
+    if length == 1:
+        return store.split(split)
+    rows = store.windows(length, split)
+    if not len(rows):
+        raise ValueError(
+            f"{store.path}: expected episodes of {length} frames and more in {split!r}, got none; "
+            "collect longer ones"
+        )
+    return rows
+
+
+def read(store: Frames, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return the frames of (n,) numbers, (n, H, W, 3), or of (n, T), (n, T, H, W, 3)."""
+    found = store.frames(rows.ravel())
+    return found.reshape(*rows.shape, *found.shape[1:])
 
 
 def split_rows(store: Frames, split: str, count: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore
-from objrl.pretrain.presets import SpaceRecipe, preset
+from objrl.pretrain.presets import Recipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
 from objrl.pretrain.store import EmptyStoreError, FrameStore
 
@@ -122,7 +122,7 @@ def _check(config: TrainConfig) -> None:
         )
 
 
-def _recipe(config: TrainConfig) -> SpaceRecipe:
+def _recipe(config: TrainConfig) -> Recipe:
     """Return the preset with what the command line overrides."""
     recipe = preset(config.preset)
     recipe = dataclasses.replace(

@@ -70,7 +70,7 @@ def test_help_lists_every_verb_and_needs_nothing_heavy() -> None:
         assert any(line.split()[:1] == [name] and len(line.split()) > 3 for line in lines), name
 
 
-@pytest.mark.parametrize("name", ["demo", "collect", "pretrain", "evaluate", "truth", "weights"])
+@pytest.mark.parametrize("name", cli.VERBS)
 def test_every_verb_has_documented_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([name, "--help"])

@@ -13,7 +13,7 @@ from objrl.models.median import Scenes, Seen
 from objrl.models.pieces import Palette
 from objrl.models.scenery import Scenery
 from objrl.pretrain.configure import LONGEST, Findings, configure, join, look
-from objrl.pretrain.presets import preset
+from objrl.pretrain.presets import SPACE
 from tests.squares import SIDE, make_frames
 
 
@@ -122,22 +122,22 @@ class TestJoin:
 class TestConfigure:
     @pytest.mark.parametrize(("side", "cell"), [(4, 8), (12, 8), (24, 16), (60, 32)])
     def test_cells_are_about_as_large_as_objects(self, side: float, cell: int) -> None:
-        assert configure(preset("space-fast"), findings(side, side)).model.cell == cell
+        assert configure(SPACE["space-fast"], findings(side, side)).model.cell == cell
 
     @pytest.mark.parametrize("rows", [16, 48, 112])
     def test_rows_suffice_for_the_fullest_frame(self, rows: int) -> None:
-        model = configure(preset("space-fast"), findings(8, 8, rows=rows)).model
+        model = configure(SPACE["space-fast"], findings(8, 8, rows=rows)).model
         assert model.rendered >= rows
         assert model.max_slots >= rows
 
     def test_the_background_is_of_the_kind_that_was_seen(self) -> None:
-        still = configure(preset("space-fast"), findings(8, 8)).model
+        still = configure(SPACE["space-fast"], findings(8, 8)).model
         assert (still.faces, still.flat) == (1, 0)
-        flips = configure(preset("space-fast"), findings(8, 8, faces=(3,))).model
+        flips = configure(SPACE["space-fast"], findings(8, 8, faces=(3,))).model
         assert (flips.faces, flips.flat) == (3, 0)
-        joint = configure(preset("space-fast"), findings(8, 8, faces=(1, 4, 2))).model
+        joint = configure(SPACE["space-fast"], findings(8, 8, faces=(1, 4, 2))).model
         assert (joint.scenes, joint.faces) == (3, 4)
-        scrolls = configure(preset("space-fast"), findings(8, 8, changing=True)).model
+        scrolls = configure(SPACE["space-fast"], findings(8, 8, changing=True)).model
         assert scrolls.faces == 1
         # Longer than a typical object, shorter than what the teacher holds for scenery.
         assert 20 < scrolls.flat < 60
@@ -145,12 +145,12 @@ class TestConfigure:
     def test_of_several_scenes_it_is_known_which_change(self) -> None:
         one, other = findings(8, 8), findings(8, 8, changing=True)
         for parts, changing in (((one, other), (1,)), ((other, other), ()), ((one, one), ())):
-            model = configure(preset("space-fast"), join(parts)).model
+            model = configure(SPACE["space-fast"], join(parts)).model
             assert model.changing == changing
             assert bool(model.flat) == any(part is other for part in parts)
 
     def test_shaded_scenes_that_change_have_no_picture_and_the_mask_is_taught(self) -> None:
-        plain = preset("space-fast")
+        plain = SPACE["space-fast"]
         for changing, shaded in ((False, False), (False, True), (True, False)):
             recipe = configure(plain, findings(8, 8, changing=changing, shaded=shaded))
             assert recipe.model.background == "static"
@@ -162,19 +162,19 @@ class TestConfigure:
 
     @pytest.mark.parametrize("largest", [4, 18, 40, 60])
     def test_windows_hold_the_largest(self, largest: float) -> None:
-        recipe = preset("space-fast")
+        recipe = SPACE["space-fast"]
         model = configure(recipe, findings(8, 8, largest=largest)).model
         assert model.window >= recipe.margin * largest
         assert model.window <= 96
 
     def test_the_prior_of_a_box_is_the_typical_object_with_its_margin(self) -> None:
-        recipe = configure(preset("space-fast"), findings(16, 21))
+        recipe = configure(SPACE["space-fast"], findings(16, 21))
         width, height = (1 / (1 + np.exp(-mean)) for mean in recipe.priors(0).scale_mean)
         assert width == pytest.approx(recipe.margin * 16 / 160)
         assert height == pytest.approx(recipe.margin * 21 / 210)
 
     def test_what_the_frames_do_not_tell_stays(self) -> None:
-        recipe = replace(preset("space-fast"), fg_lr=0.123, steps=7)
+        recipe = replace(SPACE["space-fast"], fg_lr=0.123, steps=7)
         changed = configure(recipe, findings(8, 8))
         assert (changed.fg_lr, changed.steps, changed.batch) == (0.123, 7, recipe.batch)
         assert changed.model.frame_size == (210, 160)

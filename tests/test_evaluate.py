@@ -256,6 +256,40 @@ def test_evaluate_on_truth_writes_what_it_returns(
     assert picture.shape[1] > 6 * 320  # input, boxes, truth, foreground, background, alpha
 
 
+def test_evaluate_on_tracks_writes_what_it_returns(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(SAMPLE) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name in ("boxes", "ignore"):  # every frame three times: a sequence of a still
+        still = np.repeat(arrays[name], 3, axis=0)
+        still[:, 0] = 3 * still[:, 0] + np.arange(len(still)) % 3
+        arrays[name] = still
+    arrays["frames"] = np.repeat(arrays["frames"], 3, axis=0)
+    arrays["ids"] = np.arange(len(arrays["boxes"])) // 3
+    arrays["sequence"] = np.arange(24) // 3
+    path = tmp_path / "stills.npz"
+    np.savez(path, **arrays)
+
+    config = EvaluateConfig(weights, tracks=path, out=tmp_path / "out", worst=2, device="cpu")
+    result = evaluate(config)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
+    assert (result["frames"], result["sequences"]) == (24, 8)
+    found = result["metrics"]
+    assert found["id_switches_iou"] == found["id_switches_distance"] == 0
+    assert 0.7 < found["mota_iou"] <= found["mota_distance"] <= 1
+    single = evaluate(EvaluateConfig(weights, truth=path, out=tmp_path, device="cpu"))["metrics"]
+    for name in ("precision_iou", "recall_iou"):  # what is ignored is ignored alike
+        assert found[name] == pytest.approx(single[name])
+    printed = capsys.readouterr().out
+    for word in ("MOTA", "HOTA", "by distance, 2 sizes", "Alien", "tracks.png"):
+        assert word in printed
+    assert f"{found['hota_iou']:.3f}" in printed
+    picture = cv2.imread(str(tmp_path / "out" / "tracks.png"))
+    assert picture is not None
+    assert picture.shape[0] > 2 * 420  # two rows, twice as large
+
+
 @pytest.mark.parametrize(
     ("name", "folder"),
     [("pong-space-fast/weights", "pong-space-fast"), ("other/mine", "mine")],
@@ -304,9 +338,13 @@ def test_evaluate_on_frames_alone_speaks_of_agreement(
 
 
 def test_evaluate_wants_one_source_and_sensible_numbers(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"either --truth .* or --data .* got neither"):
+    with pytest.raises(ValueError, match=r"either --truth .* --tracks .* or --data .* got none"):
         evaluate(EvaluateConfig("x"))
-    with pytest.raises(ValueError, match="got both"):
+    with pytest.raises(ValueError, match="got more than one"):
         evaluate(EvaluateConfig("x", truth=SAMPLE, data=tmp_path / "run.h5"))
+    with pytest.raises(ValueError, match="got more than one"):
+        evaluate(EvaluateConfig("x", truth=SAMPLE, tracks=SAMPLE))
+    with pytest.raises(ValueError, match="takes no --tracks"):
+        evaluate(EvaluateConfig(all=True, tracks=SAMPLE))
     with pytest.raises(ValueError, match="expected limit >= 1, got 0"):
         evaluate(EvaluateConfig("x", truth=SAMPLE, limit=0))

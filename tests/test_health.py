@@ -11,7 +11,7 @@ from torch import Tensor
 
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.health import Course, Health, Trouble, has_converged, look_at, mended
-from objrl.pretrain.presets import preset
+from objrl.pretrain.presets import SPACE
 from objrl.schedule import Linear
 from objrl.slots import Slots
 
@@ -144,21 +144,21 @@ class TestCourse:
 
 class TestMending:
     def test_every_collapse_has_a_change_and_says_it(self) -> None:
-        recipe = preset("space-fast")
+        recipe = SPACE["space-fast"]
         for trouble in ("nothing", "everything", "swallowed", "split"):
             changed, said = mended(recipe, trouble)
             assert changed != recipe
             assert said
 
     def test_splitting_coarsens_the_grid_and_swallowing_refines_it(self) -> None:
-        recipe = preset("space-fast")
+        recipe = SPACE["space-fast"]
         coarser, _ = mended(recipe, "split")
         assert coarser.model.cell == 2 * recipe.model.cell
         finer, _ = mended(coarser, "swallowed")
         assert finer.model.cell == recipe.model.cell
 
     def test_at_the_end_of_the_grids_the_size_prior_moves(self) -> None:
-        recipe = replace(preset("space-fast"), scale_mean=(Linear(-2.0, -2.5, 0, 9), Linear(-1.0)))
+        recipe = replace(SPACE["space-fast"], scale_mean=(Linear(-2.0, -2.5, 0, 9), Linear(-1.0)))
         smaller, _ = mended(recipe, "swallowed")  # cells of 8 are the finest
         assert smaller.model.cell == recipe.model.cell == 8
         assert smaller.scale_mean[0] == Linear(-2.5, -3.0, 0, 9)
@@ -168,7 +168,7 @@ class TestMending:
         assert larger.scale_mean[1] == Linear(-0.5)
 
     def test_nothing_and_everything_move_the_presence_prior(self) -> None:
-        recipe = replace(preset("space-paper-space_invaders"), presence=Linear(0.1, 1e-3, 0, 100))
+        recipe = replace(SPACE["space-paper-space_invaders"], presence=Linear(0.1, 1e-3, 0, 100))
         held, _ = mended(recipe, "nothing")
         assert held.presence(1000) == 0.1
         assert held.fixed_alpha is None

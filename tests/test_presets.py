@@ -7,7 +7,7 @@ import math
 import pytest
 
 from objrl.models.space import Space
-from objrl.pretrain.presets import PRESETS, SpaceRecipe, preset
+from objrl.pretrain.presets import PRESETS, SPACE, SpaceRecipe, preset
 
 
 @pytest.mark.parametrize("name", ["space", "space-fst", ""])
@@ -19,9 +19,9 @@ def test_an_unknown_name_is_told_all_that_there_are(name: str) -> None:
     assert ("did you mean space-fast?" in str(caught.value)) == bool(name)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", SPACE)
 def test_every_schedule_stays_where_its_value_makes_sense(name: str) -> None:
-    recipe = preset(name)
+    recipe = SPACE[name]
     end = recipe.steps if recipe.unit == "steps" else 1
     for share in (0, 0.1, 0.5, 1, 2):
         priors = recipe.priors(share * end)
@@ -46,14 +46,14 @@ def test_every_schedule_stays_where_its_value_makes_sense(name: str) -> None:
     ],
 )
 def test_the_papers_grids_and_backgrounds(name: str, grid: int, components: int) -> None:
-    model = preset(name).model
+    model = SPACE[name].model
     assert (model.frame_size, model.grid) == ((128, 128), (grid, grid))
     assert (model.components, model.dense, model.z_what) == (components, True, 32)
     Space(model)  # the layers fit together
 
 
 def test_the_papers_annealing() -> None:
-    room = preset("space-paper-room_large")
+    room = SPACE["space-paper-room_large"]
     assert (room.batch, room.clip, room.fg_optimizer) == (12, 1.0, "rmsprop")
     assert (room.fg_lr, room.bg_lr) == (1e-5, 1e-3)
     assert room.priors(0).presence == 0.1
@@ -62,14 +62,14 @@ def test_the_papers_annealing() -> None:
     assert room.priors(15_000).scale_mean == pytest.approx((-1.5, -1.5))
     assert room.temperature(10_000) == pytest.approx(1.5)
     assert room.boundary_until == 100_000
-    invaders = preset("space-paper-space_invaders")
+    invaders = SPACE["space-paper-space_invaders"]
     assert invaders.priors(1999).fixed_alpha == 0.2
     assert invaders.priors(2000).fixed_alpha is None
     assert math.isclose(invaders.priors(20_000).scale_mean[0], -2.5)
 
 
 def test_lengths_of_time_are_shares_of_the_run_in_our_own() -> None:
-    recipe = preset("space-fast")
+    recipe = SPACE["space-fast"]
     assert recipe.unit == "run"
     assert recipe.priors(0).presence > recipe.priors(1).presence
     assert recipe.temperature(0) > recipe.temperature(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ import numpy.typing as npt
 import pytest
 
 from objrl import cli
-from objrl.pretrain.ram_truth import INSTALL, Thing, TruthConfig, make_truth, sort_out
+from objrl.pretrain.ram_reader import INSTALL, RamReader, Thing
+from objrl.pretrain.ram_truth import OPENING, TRIES, TruthConfig, make_truth, sort_out
+from objrl.pretrain.tracks import read_tracks
 from objrl.pretrain.truth import read_truth
 from tests.helpers import MOVING_SQUARES, STILL_PONG
 from tests.test_policies import save_agent
@@ -43,7 +46,8 @@ class Known:
 class Extractor:
     """Stands in for OCAtari's functions: it knows Pong, and there always sees the same things.
 
-    They are the upper wall, something where Pong shows nothing, and, of the HUD, a score.
+    They are, unless `scenes` tells others step by step, the upper wall, something where Pong shows
+    nothing, and, of the HUD, a score.
     """
 
     SCENE = (
@@ -54,9 +58,11 @@ class Extractor:
     HUD = (Known("Score", (36, 1, 12, 20)),)
 
     def __init__(self) -> None:
+        self.scene: Sequence[Known | None] = ()
         self.begun = 0
         self.read = 0
         self.failure: BaseException | None = None
+        self.scenes: Iterator[Sequence[Known | None]] | None = None
 
     def init_objects(self, game: str, hud: bool) -> list[Known | None]:
         if game != "Pong":
@@ -73,7 +79,9 @@ class Extractor:
         self.read += 1
         if self.failure is not None and self.read > 20:
             raise self.failure
-        objects[:] = [*self.SCENE, *(self.HUD if hud else ())]
+        if not hud:
+            self.scene = self.SCENE if self.scenes is None else next(self.scenes)
+        objects[:] = [*self.scene, *(self.HUD if hud else ())]
 
 
 @pytest.fixture
@@ -179,6 +187,88 @@ def test_an_agent_can_play(extractor: Extractor, config: TruthConfig) -> None:
     assert not np.array_equal(mine, random)
 
 
+GONE = Known("NoObject")
+
+
+def at(x: int, y: int = 10, name: str = "Shot", width: int = 2, height: int = 8) -> Known:
+    return Known(name, (x, y, width, height))
+
+
+@pytest.mark.parametrize(
+    ("scenes", "expected"),
+    [
+        ([at(10), at(24), at(38)], [0, 0, 0]),  # 14 is its width and 12 more
+        ([at(10), at(25)], [0, 1]),
+        ([at(10, 10), at(10, 30)], [0, 0]),
+        ([at(10, 10), at(10, 31)], [0, 1]),
+        ([at(10), GONE, GONE, at(12)], [0, 0]),
+        ([at(10), None, None, None, at(12)], [0, 1]),
+        ([at(10), at(10, name="Smoke")], [0, 1]),
+        ([at(10, 10, height=8), at(10, 30, height=20)], [0, 0]),  # by the larger of both boxes
+        ([at(10, 10, height=20), at(10, 38, height=8)], [0, 0]),
+    ],
+)
+def test_what_is_in_one_place_of_the_list_is_one_object_unless_it_leaps(
+    scenes: list[Known | None], expected: list[int], extractor: Extractor
+) -> None:
+    extractor.scenes = iter([[scene] for scene in scenes])
+    reader = RamReader("Pong")
+    found = [reader.read(np.zeros(128, np.int64))[0] for _ in scenes]
+    assert [thing.identity for things in found for thing in things] == expected
+
+
+def test_places_are_told_apart_and_no_identity_outlives_an_episode(extractor: Extractor) -> None:
+    extractor.scenes = iter([[at(10), at(12)], [GONE, at(10)], [at(10), at(12)]])
+    reader = RamReader("Pong")
+    found = [reader.read(np.zeros(128, np.int64))[0] for _ in range(2)]
+    reader.begin()
+    found.append(reader.read(np.zeros(128, np.int64))[0])
+    assert [[thing.identity for thing in things] for things in found] == [[0, 1], [1], [2, 3]]
+
+
+def test_sequences_are_consecutive_frames_with_identities(
+    extractor: Extractor, config: TruthConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upper, lower = Extractor.SCENE[0], Known("Wall", (-4, 194, 200, 10))
+    extractor.scenes = iter([[upper]] * (OPENING + 5) + [[lower]] * (OPENING + 5))
+    arguments = ["--env", config.env, "--out", str(config.out), "--sequences", "2", "--length", "5"]
+    assert cli.main(["truth", *arguments]) == 0
+    assert "10 frames in 2 sequences of Pong" in capsys.readouterr().out
+    tracks = read_tracks(config.out)
+    assert [one.frames.shape for one in tracks.sequences] == [(5, 210, 160, 3)] * 2
+    for one in tracks.sequences:
+        assert [ids.tolist() for ids in one.ids] == [[0]] * 5  # counted anew in each
+        assert one.truth.labels == [("Wall",)] * 5
+    extractor.scenes = None
+    step_by_step = replace(config, every=1, frames=50 + OPENING)
+    frames = read_truth(make_truth(step_by_step)).frames
+    assert np.array_equal(tracks.sequences[0].frames, frames[:5])
+    assert np.array_equal(tracks.sequences[1].frames, frames[5 + OPENING :][:5])
+
+
+def test_a_new_ball_in_the_same_place_is_another_object_in_the_file(
+    extractor: Extractor, config: TruthConfig
+) -> None:
+    wall = Extractor.SCENE[0]
+    away = Known("Wall", (-4, 194, 200, 10))  # the lower one, where the upper was
+    extractor.scenes = iter([[wall]] * (OPENING + 2) + [[away]] * 2)
+    one = read_tracks(make_truth(replace(config, sequences=1, length=4))).sequences[0]
+    assert [ids.tolist() for ids in one.ids] == [[0], [0], [1], [1]]
+    assert [boxes[0, 1] for boxes in one.truth.boxes] == [24, 24, 194, 194]
+
+
+def test_no_sequence_goes_on_after_its_episode(
+    extractor: Extractor, config: TruthConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objrl.pretrain.ram_truth.OPENING", 8)
+    make_truth(replace(config, env=SHORT_PONG, sequences=3, length=10))
+    # One in steps 9 to 18 of each episode of 30, for the next would end with step 36.
+    assert extractor.read == 2 * (30 + 30 + 18)
+    with pytest.raises(ValueError, match=f"last 8 \\+ 23 steps, got {TRIES} in a row .* --length"):
+        make_truth(replace(config, env=SHORT_PONG, sequences=1, length=23))
+    make_truth(replace(config, env=SHORT_PONG, sequences=1, length=22))
+
+
 @pytest.mark.parametrize("when", ["playing", "writing"])
 def test_an_interrupt_leaves_what_was_there(
     when: str, extractor: Extractor, config: TruthConfig, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +304,8 @@ def test_what_to_install_is_told(
         ({"frames": 0}, "frames: expected at least 1, got 0"),
         ({"every": 0}, "every: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"sequences": -1}, "sequences: expected at least 0, got -1"),
+        ({"length": 1}, "length: expected at least 2, got 1"),
         ({"epsilon": 1.5}, "epsilon: expected a probability"),
         ({"env": "ALE/Pongg-v5"}, "did you mean ALE/Pong-v5"),
         ({"env": MOVING_SQUARES}, "expected an Atari game of ALE"),

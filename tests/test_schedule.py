@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from objrl.pretrain.presets import PRESETS, SpaceRecipe
+from objrl.pretrain.presets import SPACE, SpaceRecipe
 from objrl.schedule import Linear
 
 
@@ -47,7 +47,7 @@ def test_an_end_before_the_beginning_is_an_error() -> None:
 
 
 def test_the_table_of_3d_room_large() -> None:
-    recipe = PRESETS["space-paper-room_large"]
+    recipe = SPACE["space-paper-room_large"]
     assert recipe.presence == Linear(0.1, 0.01, 4000, 10000)
     assert recipe.scale_mean == (Linear(-1.0, -2.0, 10000, 20000),) * 2
     assert recipe.scale_std == 0.1
@@ -57,11 +57,11 @@ def test_the_table_of_3d_room_large() -> None:
     assert recipe.fixed_alpha is None
     assert recipe.boundary_until == 100_000
     _check_regime(recipe)
-    assert PRESETS["space-paper-room_small"].model.grid == (8, 8)
+    assert SPACE["space-paper-room_small"].model.grid == (8, 8)
 
 
 def test_the_table_of_ten_atari_games() -> None:
-    recipe = PRESETS["space-paper-atari_joint"]
+    recipe = SPACE["space-paper-atari_joint"]
     for step in (0, 50_000):
         priors = recipe.priors(step)
         assert priors.presence == 1e-10
@@ -91,6 +91,6 @@ def _check_regime(recipe: SpaceRecipe) -> None:
 
 def test_the_grids_of_figure_5() -> None:
     for grid in (4, 8, 16):
-        recipe = PRESETS[f"space-paper-grid{grid}"]
+        recipe = SPACE[f"space-paper-grid{grid}"]
         assert recipe.model.grid == (grid, grid)
         assert recipe.fg_lr == 1e-4  # "as SPAIR"

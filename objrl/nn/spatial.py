@@ -172,6 +172,45 @@ def composite(
     return Layers(blend[:, :3], blend[:, 3:])
 
 
+def overlay(
+    appearance: Tensor,
+    mask: Tensor,
+    z_where: Tensor,
+    z_depth: Tensor,
+    *,
+    canvas: tuple[int, int],
+    window: tuple[int, int],
+) -> Layers:
+    """Put K glimpses together as SCALOR does (Algorithm 3), each within its window.
+
+    Unlike `composite`, the weights of the objects at a pixel are normalised by their sum, and the
+    foreground's mask is the sum of the masks, at most 1; gradients flow as if it were not cut off.
+
+    Args:
+        appearance: (B, K, 3, g, g) o in [0, 1].
+        mask: (B, K, 1, g, g) m * z_pres in [0, 1].
+        z_where: (B, K, 4).
+        z_depth: (B, K, 1), larger is nearer.
+        canvas: (H, W).
+        window: (h, w); a box that is larger is cut off.
+    """
+    batch, (height, width) = len(mask), canvas
+    near = mask * torch.sigmoid(z_depth)[..., None, None]
+    origin = window_origin(z_where, canvas, window)
+    # One warp for everything that has to be warped.
+    placed = place(torch.cat([mask * appearance, mask, near], 2), z_where, origin, canvas, window)
+    weight = placed[:, :, 4:]
+    parts = torch.cat([weight * placed[:, :, :3], placed[:, :, 3:]], dim=2)
+    index = _window_index(origin, width, window).view(batch, 1, -1).expand(-1, 5, -1)
+    total = parts.new_zeros(batch, 5, height * width).scatter_add(
+        2, index, parts.transpose(1, 2).reshape(batch, 5, -1)
+    )
+    total = total.view(batch, 5, height, width)
+    alpha = total[:, 3:4]
+    alpha = alpha + (alpha.clamp(max=1) - alpha).detach()
+    return Layers(total[:, :3] / (total[:, 4:] + 1e-5), alpha)
+
+
 def composite_dense(
     appearance: Tensor, mask: Tensor, z_where: Tensor, z_depth: Tensor, *, canvas: tuple[int, int]
 ) -> Layers:

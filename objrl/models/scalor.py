@@ -1,0 +1,378 @@
+"""SCALOR: objects that are followed from frame to frame.
+
+Jiang, Janghorbani, de Melo, Ahn 2020, "SCALOR: Generative World Models with Scalable Object
+Representations" (arXiv 1910.02384). `see` is one frame of Algorithms 1 to 3, for training and for
+an agent alike: propagate what is followed, propose what is new, reject what is followed already,
+explain the rest by the background, draw. Where paper and authors' code differ, a comment says so.
+
+Letters: B environments, T frames, K rows (an object keeps its row for life), M proposals, N cells,
+D size of z_what, G grid cells, C channels, H W canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from objrl.frames import check_frames, to_image
+from objrl.models.boxes import clip_boxes, repeated, tight_boxes
+from objrl.models.scalor_config import ScalorConfig
+from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
+from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
+from objrl.models.scalor_parts import Discovery, Propagation, mask_of
+from objrl.models.scalor_state import ScalorState, Seats, seat
+from objrl.models.space_background import Static
+from objrl.nn.distributions import Gaussian, gaussian_kl
+from objrl.nn.spatial import Layers, extract, overlay, place
+from objrl.perceiver import Decomposition
+from objrl.slots import NO_TRACK, Slots
+
+_SMOOTHING = 0.5  # weight of the newest displacement in the velocity
+
+
+class Scalor(nn.Module):
+    """The whole model; a `Perceiver` by itself."""
+
+    def __init__(self, config: ScalorConfig) -> None:
+        super().__init__()
+        self.config, table = config, config.table()
+        self.table = table
+        self.max_slots, self.what_size = config.max_slots, config.z_what
+        known = config.background == "static"
+        # Where the background is known, what differs from it is shown too.
+        self.encoder = ImageEncoder(6 if known else 3, table, config.grid)
+        self.glimpses = Glimpses(table, config.z_what)
+        self.propagation = Propagation(config, table)
+        self.discovery = Discovery(config, table)
+        self.background: Backdrop | Static | None = None
+        if config.background == "decoder":
+            self.background = Backdrop(table, config.frame_size, config.z_bg)
+        elif known:
+            self.background = Static(config.frame_size, config.faces, config.flat)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; frames from elsewhere are moved there."""
+        return self.discovery.heads.weight.device
+
+    # ------------------------------------------------------------------ one frame
+
+    def see(
+        self,
+        image: Tensor,
+        state: ScalorState,
+        *,
+        temperature: float = 0.5,
+        sample: bool = True,
+        drawn: bool = True,
+    ) -> tuple[ScalorFrame, ScalorState]:
+        """Explain the next frame.
+
+        Args:
+            image: (B, 3, H, W) float32 in [0, 1], H W the config's frame_size.
+            state: of the frame before; `begun_anew` where an episode begins.
+            temperature: of the relaxed z_pres.
+            sample: draw latents, or take the likeliest.
+            drawn: explain the background and draw; an agent needs neither.
+        """
+        config = self.config
+        shown, picture = self._shown(image)
+        features, memory = self.encoder(shown, state.memory)
+        posterior, followed, tracker = self.propagation(
+            image, features, self.glimpses, state, temperature=temperature, sample=sample
+        )
+        followed, missed, stopped, stays = self._stop(followed, posterior, state)
+        covered = mask_of(followed, self._covering(followed, missed, stays), config.masks)
+        found = self.discovery(
+            *(image, features, self.glimpses, covered), temperature=temperature, sample=sample
+        )
+        new = (found.objects.z_pres > config.birth)[..., 0]
+        if config.distinct < 1:
+            box = found.objects.z_where
+            new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
+        seats = seat(new, found.objects.z_pres[..., 0], stays)
+        frame = ScalorFrame(state.alive, posterior, None, followed, found, seats)
+        after = self._remember(frame, state, memory, tracker, missed, stopped, stays)
+        if not drawn:
+            return frame, after
+        prior, prior_state = self.propagation.foresee(state)
+        newborn = seats.born[..., None, None]
+        after = replace(after, prior=torch.where(newborn, 0.0, prior_state))
+        layers = self._draw(followed.joined(found.objects))
+        background, kl_bg, z_bg, prior_bg = self._explain_rest(image, layers, state, picture)
+        frame = replace(
+            frame,
+            prior=prior,
+            background=background,
+            kl_bg=kl_bg,
+            foreground=layers.mean,
+            alpha=layers.alpha,
+        )
+        return frame, replace(after, z_bg=z_bg, prior_bg=prior_bg)
+
+    def _shown(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Add to an image how far it is from the background, where that is known."""
+        if not isinstance(self.background, Static):
+            return image, None
+        picture = self.background.picture(image)
+        return torch.cat([image, (image - picture).abs()], dim=1), picture
+
+    def _stop(
+        self, objects: Objects, posterior: Beliefs, state: ScalorState
+    ) -> tuple[Objects, Tensor, Tensor, Tensor]:
+        """Decide who is followed no longer.
+
+        Returns:
+            The objects, z_pres 0 for who is not; frames unseen, sum of 1 - z_pres, and who stays.
+        """
+        gone = 1 - objects.z_pres[..., 0]
+        stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
+        unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
+        missed = torch.where(state.alive & unseen, state.missed + 1, 0)
+        if self.config.deletion == "paper":
+            stays = state.alive & (stopped < 0.6)
+        else:
+            stays = state.alive & (missed <= self.config.patience)
+        objects = replace(objects, z_pres=objects.z_pres * stays[..., None])
+        return objects, missed, stopped, stays
+
+    def _covering(self, objects: Objects, missed: Tensor, stays: Tensor) -> Tensor:
+        """Presence (B, K, 1) for the mask that proposals are held against.
+
+        Who is out of sight for a moment still holds its place, or it would come back as another.
+        """
+        hidden = (missed > 0) & stays
+        return torch.where(hidden[..., None], 1.0, objects.z_pres)
+
+    def _remember(
+        self,
+        frame: ScalorFrame,
+        state: ScalorState,
+        memory: Tensor,
+        tracker: Tensor,
+        missed: Tensor,
+        stopped: Tensor,
+        stays: Tensor,
+    ) -> ScalorState:
+        """Put the followed and the newborn together."""
+        old, new, seats = frame.propagated, frame.discovered.objects, frame.seats
+        here = stays[..., None]
+        track_id = torch.where(stays, state.track_id, NO_TRACK)
+        track_id = torch.where(seats.born, state.next_id[:, None] + seats.number, track_id)
+        fields = {
+            name: seats.take(getattr(new, name), getattr(old, name) * here)
+            for name in ("z_pres", "z_where", "bias", "z_depth", "z_what")
+        }
+        moved = (old.z_where - state.z_where)[..., 2:]
+        velocity = torch.lerp(state.velocity, moved, _SMOOTHING) * here
+        newborn = seats.born[..., None]
+        return replace(
+            state,
+            **fields,
+            track_id=track_id,
+            missed=torch.where(seats.born, 0, missed),
+            stopped=torch.where(seats.born, 0.0, stopped),
+            velocity=torch.where(newborn, 0.0, velocity),
+            # The RNN of who is new begins at zero, the authors' way.
+            tracker=torch.where(newborn, 0.0, tracker * here),
+            memory=memory,
+            fresh=torch.zeros_like(state.fresh),
+            next_id=state.next_id + seats.born.sum(1),
+            overflow=state.overflow + seats.overflow,
+        )
+
+    def _draw(self, objects: Objects) -> Layers:
+        """Algorithm 3's foreground."""
+        return overlay(
+            *(objects.appearance, objects.mask * objects.z_pres[..., None, None]),
+            *(objects.z_where, objects.z_depth),
+            canvas=self.config.frame_size,
+            window=self.config.windows,
+        )
+
+    def _explain_rest(
+        self, image: Tensor, layers: Layers, state: ScalorState, picture: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Algorithm 3's background: its picture, KL (B,), z_bg, and the transition's state."""
+        if self.background is None:
+            return (
+                *(torch.zeros_like(image), image.new_zeros(len(image))),
+                *(state.z_bg, state.prior_bg),
+            )
+        if isinstance(self.background, Static):  # what is known needs no transition
+            seen = self.background(image, picture)
+            return seen.image, seen.kl_component, state.z_bg, state.prior_bg
+        q = Gaussian.from_raw(self.background.encode(image, layers.alpha))
+        z_bg = q.sample() if self.training else q.mean
+        raw, h = self.background.foresee(state.z_bg, state.prior_bg)
+        ahead, first = Gaussian.from_raw(raw), state.fresh[:, None]
+        mean = torch.where(first, 0.0, state.z_bg + ahead.mean)
+        std = torch.where(first, 1.0, ahead.std)
+        kl = gaussian_kl(q, mean, std).sum(1)
+        return self.background.decode(z_bg), kl, z_bg, torch.where(first, 0.0, h)
+
+    def unroll(
+        self,
+        images: Tensor,
+        is_first: Tensor,
+        state: ScalorState,
+        *,
+        temperature: float = 0.5,
+        detach: bool = False,
+    ) -> tuple[list[ScalorFrame], ScalorState]:
+        """See (B, T, 3, H, W) images; where (B, T) `is_first`, an episode begins.
+
+        Args:
+            images: float32 in [0, 1].
+            is_first: bool.
+            state: of the frame before the first.
+            temperature: of the relaxed z_pres.
+            detach: cut the gradients between frames, as the authors do for the first 30,000 steps.
+        """
+        frames = []
+        for t in range(images.shape[1]):
+            state = state.begun_anew(is_first[:, t])
+            frame, state = self.see(images[:, t], state, temperature=temperature)
+            if detach:
+                state = state.without_history()
+            frames.append(frame)
+        return frames, state
+
+    # ------------------------------------------------------------------ what an agent needs
+
+    def initial_state(self, batch: int) -> ScalorState:
+        """Return the state of `batch` environments that have seen nothing."""
+        config, table, device = self.config, self.table, self.device
+        rows, (layers, channels) = config.max_slots, table.memory
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(batch, *shape, device=device)
+
+        def counts(*shape: int) -> Tensor:
+            return torch.zeros(batch, *shape, dtype=torch.int64, device=device)
+
+        return ScalorState(
+            track_id=counts(rows) + NO_TRACK,
+            missed=counts(rows),
+            stopped=zeros(rows),
+            z_pres=zeros(rows, 1),
+            z_where=zeros(rows, 4),
+            bias=zeros(rows, 4),
+            z_depth=zeros(rows, 1),
+            z_what=zeros(rows, config.z_what),
+            velocity=zeros(rows, 2),
+            tracker=zeros(rows, table.tracker),
+            prior=zeros(rows, 2, table.prior),
+            memory=zeros(2 * layers, channels, *config.grid),
+            z_bg=zeros(config.z_bg),
+            prior_bg=zeros(32),
+            fresh=torch.ones(batch, dtype=torch.bool, device=device),
+            next_id=counts(),
+            overflow=counts(),
+        )
+
+    @torch.no_grad()
+    def step(
+        self, frames: Tensor, state: ScalorState, is_first: Tensor
+    ) -> tuple[Slots, ScalorState]:
+        """See the next frame of every environment; pure, and env b depends on env b alone.
+
+        Args:
+            frames: (B, H, W, 3) uint8 RGB, any H and W.
+            state: what `initial_state` or the last `step` returned.
+            is_first: (B,) bool. Environments whose frame begins an episode: their past is dropped.
+
+        Returns:
+            The slots, rows kept per followed object, and the next state.
+
+        Raises:
+            TypeError, ValueError: frames as `check_frames` says, or a state or `is_first` that do
+                not belong to as many environments.
+        """
+        batch = len(check_frames(frames))
+        if len(state) != batch or is_first.shape != (batch,) or is_first.dtype != torch.bool:
+            raise ValueError(
+                f"step: expected the state and is_first (B,) bool of {batch} environments, got "
+                f"{len(state)} and {tuple(is_first.shape)} {is_first.dtype}; begin with "
+                f"initial_state({batch})"
+            )
+        image = to_image(frames.to(self.device), *self.config.frame_size)
+        _, state = self.see(
+            image, state.begun_anew(is_first.to(self.device)), sample=False, drawn=False
+        )
+        return self._slots(image, state), state
+
+    def _slots(self, image: Tensor, state: ScalorState) -> Slots:
+        """Return what is seen now of who is followed, in tight boxes."""
+        here = (state.alive & (state.missed == 0))[..., None]
+        box = clip_boxes(self._tight(image, state), self.config.frame_size)
+        return Slots(
+            position=box[..., 2:] * here,
+            scale=box[..., :2] * here,
+            depth=state.z_depth * here,
+            what=state.z_what * here,
+            presence=state.z_pres * here,
+            track_id=torch.where(here, state.track_id[..., None], NO_TRACK),
+        )
+
+    def _tight(self, image: Tensor, state: ScalorState) -> Tensor:
+        """Return (B, K, 4) boxes around what is seen in z_where's."""
+        shown, picture = self._shown(image)
+        if picture is None:
+            outline = self.glimpses.decode(state.z_what)[1][:, :, 0]
+        else:
+            far = (shown[:, 3:].amax(1, keepdim=True) > self.config.contrast).float()
+            where = torch.where(state.alive[..., None], state.z_where, 1.0)
+            outline = extract(far, where, self.glimpses.side)[:, :, 0]
+        return tight_boxes(outline, state.z_where, self.config.reach)
+
+    def encode(self, frames: Tensor) -> Slots:
+        """See (B, H, W, 3) uint8 frames that have no past."""
+        batch = len(check_frames(frames))
+        first = torch.ones(batch, dtype=torch.bool, device=self.device)
+        return self.step(frames, self.initial_state(batch), first)[0]
+
+    @torch.no_grad()
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return (B, K+1, H, W) float32 masks that sum to one, the background last.
+
+        A pixel goes to the objects of `encode` as Algorithm 3 weighs them.
+        """
+        image = to_image(frames.to(self.device), *self.config.frame_size)
+        first = torch.ones(len(frames), dtype=torch.bool, device=self.device)
+        state = self.initial_state(len(frames)).begun_anew(first)
+        _, state = self.see(image, state, sample=False, drawn=False)
+        mask = self.glimpses.decode(state.z_what)[1] * state.z_pres[..., None, None]
+        near = mask * torch.sigmoid(state.z_depth)[..., None, None]
+        canvas = self.config.frame_size
+        where = torch.where(state.alive[..., None], state.z_where, 1.0)
+        origin = torch.zeros_like(where[..., :2], dtype=torch.int64)
+        placed = place(torch.cat([mask, near], dim=2), where, origin, canvas, canvas)
+        alpha = placed[:, :, 0].sum(1, keepdim=True).clamp(max=1)
+        share = alpha * placed[:, :, 1] / (placed[:, :, 1].sum(1, keepdim=True) + 1e-5)
+        share = nn.functional.interpolate(
+            share, frames.shape[1:3], mode="bilinear", align_corners=False
+        )
+        return torch.cat([share, 1 - share.sum(1, keepdim=True)], dim=1)
+
+    @torch.no_grad()
+    def decompose(self, frames: Tensor) -> Decomposition:
+        """Take frames without a past apart for a picture."""
+        image = to_image(frames.to(self.device), *self.config.frame_size)
+        state = self.initial_state(len(frames))
+        frame, _ = self.see(image, state, sample=False)
+        assert frame.foreground is not None
+        assert frame.alpha is not None
+        assert frame.background is not None
+        return Decomposition(
+            image,
+            frame.reconstruction.clamp(0, 1),
+            frame.foreground.clamp(0, 1),
+            frame.background.clamp(0, 1),
+            frame.alpha,
+        )
+
+
+__all__ = ["Scalor", "ScalorConfig", "ScalorFrame", "ScalorState", "Seats"]

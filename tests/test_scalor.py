@@ -1,0 +1,357 @@
+"""SCALOR follows objects, and nothing depends on chance or on neighbours that should not."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from objrl.models.scalor import Scalor
+from objrl.models.scalor_config import ScalorConfig
+from objrl.models.scalor_loss import ScalorPriors, Shown, elbo_terms, taught
+from objrl.models.scalor_parts import mask_of
+from objrl.models.scalor_state import ScalorState, seat
+from objrl.nn.spatial import overlay
+from objrl.perceiver import Perceiver
+from objrl.slots import NO_TRACK
+
+FAST = ScalorConfig(
+    frame_size=(32, 40),
+    architecture="fast",
+    z_what=4,
+    max_slots=6,
+    window=24,
+    mask_stride=4,
+    anchor=None,
+    distinct=0.6,
+)
+
+
+def build(config: ScalorConfig = FAST, bias: float = 0.0, seed: int = 0) -> Scalor:
+    """A model of random weights; the bias makes proposals likelier."""
+    torch.manual_seed(seed)
+    model = Scalor(config).eval()
+    assert model.discovery.heads.bias is not None
+    with torch.no_grad():
+        model.discovery.heads.bias[0] = bias
+    return model
+
+
+def frames(count: int, batch: int, size: tuple[int, int] = (32, 40), seed: int = 0) -> Tensor:
+    """(T, B, H, W, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, batch, *size, 3), dtype=torch.uint8, generator=generator)
+
+
+def firsts(batch: int, *which: int) -> Tensor:
+    first = torch.zeros(batch, dtype=torch.bool)
+    first[list(which)] = True
+    return first
+
+
+def same(a: ScalorState, b: ScalorState) -> bool:
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+
+
+def close(a: ScalorState, b: ScalorState) -> None:
+    for field in fields(a):
+        torch.testing.assert_close(getattr(a, field.name), getattr(b, field.name))
+
+
+class TestState:
+    def test_it_is_a_perceiver(self) -> None:
+        model = build()
+        assert isinstance(model, Perceiver)
+        slots = model.encode(frames(1, 2)[0])
+        assert slots.position.shape == (2, 6, 2)
+        assert slots.what.shape == (2, 6, 4)
+
+    def test_ids_rise_and_are_never_used_again(self) -> None:
+        model = build(replace(FAST, max_slots=12), bias=0.3)
+        state = model.initial_state(3)
+        seen: list[set[int]] = [set(), set(), set()]
+        rows: list[dict[int, int]] = [{}, {}, {}]
+        before = state.track_id
+        for t, frame in enumerate(frames(40, 3)):
+            # Every env has resets, and objects that die between them.
+            state = replace(state, missed=torch.where(torch.rand(3, 12) < 0.1, 99, state.missed))
+            _, state = model.step(frame, state, firsts(3, t % 3) if t % 7 == 0 else firsts(3))
+            for b in range(3):
+                for row, identity in enumerate(state.track_id[b].tolist()):
+                    if identity == NO_TRACK or identity == before[b, row]:
+                        continue
+                    assert identity not in seen[b], "an id came back"
+                    assert identity >= max(seen[b], default=-1) - 12
+                    seen[b].add(identity)
+                    rows[b][identity] = row
+                assert len(set(state.track_id[b].tolist()) - {NO_TRACK}) == state.alive[b].sum()
+            assert (state.next_id >= torch.tensor([len(s) for s in seen])).all()
+            before = state.track_id
+        assert min(map(len, seen)) > 20
+
+    def test_a_reset_leaves_the_others_bit_identical(self) -> None:
+        model = build(bias=0.3)
+        state = model.initial_state(3)
+        first, second, third = frames(3, 3)
+        _, state = model.step(first, state, firsts(3, 0, 1, 2))
+        _, state = model.step(second, state, firsts(3))
+        with_reset = model.step(third, state, firsts(3, 1))
+        without = model.step(third, state, firsts(3))
+        for b in (0, 2):
+            assert same(with_reset[1][b : b + 1], without[1][b : b + 1])
+            assert torch.equal(with_reset[0].track_id[b], without[0].track_id[b])
+        assert not set(with_reset[1].track_id[1].tolist()) & set(
+            without[1].track_id[1].tolist()
+        ) - {NO_TRACK}
+
+    def test_an_environment_depends_on_itself_alone(self) -> None:
+        model = build(bias=0.3)
+        states = model.initial_state(8)
+        alone = model.initial_state(1)
+        for t, frame in enumerate(frames(6, 8)):
+            first = firsts(8, *range(8)) if t == 0 else firsts(8, t)
+            slots, states = model.step(frame, states, first)
+            mine, alone = model.step(frame[3:4], alone, first[3:4])
+            close(states[3:4], alone)
+            torch.testing.assert_close(slots[3:4].position, mine.position)
+            assert torch.equal(slots[3:4].track_id, mine.track_id)
+
+    def test_in_chunks_it_is_the_same(self) -> None:
+        model = build(bias=0.3)
+        images = torch.rand(2, 6, 3, 32, 40)
+        first = torch.zeros(2, 6, dtype=torch.bool)
+        first[:, 0] = first[1, 3] = True
+        with torch.no_grad():
+            torch.manual_seed(1)
+            _, whole = model.unroll(images, first, model.initial_state(2))
+            torch.manual_seed(1)
+            state = model.initial_state(2)
+            for begin, end in ((0, 1), (1, 4), (4, 6)):
+                _, state = model.unroll(images[:, begin:end], first[:, begin:end], state)
+        assert same(whole, state)
+
+    def test_it_is_deterministic_for_an_agent(self) -> None:
+        model = build(bias=0.3)
+        state = model.initial_state(2)
+        once = model.step(frames(1, 2)[0], state, firsts(2, 0, 1))
+        again = model.step(frames(1, 2)[0], state, firsts(2, 0, 1))
+        assert same(once[1], again[1])
+
+    def test_too_many_objects_are_counted_and_keep_the_likeliest(self) -> None:
+        model = build(replace(FAST, max_slots=3, rejection=False, distinct=1.0), bias=0.3)
+        _, state = model.step(frames(1, 2)[0], model.initial_state(2), firsts(2, 0, 1))
+        assert (state.alive.sum(1) == 3).all()
+        assert (state.overflow > 0).all()
+        assert state.next_id.tolist() == [3, 3]
+
+    def test_who_is_sure_of_nothing_follows_nothing(self) -> None:
+        model = build(bias=-1.0)
+        slots, state = model.step(
+            torch.zeros(2, 32, 40, 3, dtype=torch.uint8), model.initial_state(2), firsts(2, 0, 1)
+        )
+        assert not state.alive.any()
+        for name in ("position", "scale", "depth", "what", "presence"):
+            assert (getattr(slots, name) == 0).all()
+        assert (slots.track_id == NO_TRACK).all()
+
+    def test_a_still_scene_keeps_its_ids(self) -> None:
+        model = build(bias=0.3)
+        frame, state = frames(1, 1)[0], model.initial_state(1)
+        _, state = model.step(frame, state, firsts(1, 0))
+        # Follow as a trained model does: nothing moves, and all is sure.
+        with torch.no_grad():
+            for head in (model.propagation.where, model.propagation.pres):
+                for parameter in head[-1].parameters():
+                    parameter.zero_()
+        ids = state.track_id
+        for _ in range(300):
+            slots, state = model.step(frame, state, firsts(1))
+            alive = ids != NO_TRACK
+            assert torch.equal(state.track_id[alive], ids[alive])
+        assert (slots.presence[0, :, 0] > 0)[ids[0] != NO_TRACK].all()
+
+    @pytest.mark.parametrize(
+        ("environments", "first"),
+        [(2, torch.ones(3, dtype=torch.bool)), (3, torch.ones(2, dtype=torch.bool))],
+    )
+    def test_what_does_not_belong_together_is_refused(
+        self, environments: int, first: Tensor
+    ) -> None:
+        model = build()
+        with pytest.raises(ValueError, match=r"expected the state and is_first .* of 3"):
+            model.step(frames(1, 3)[0], model.initial_state(environments), first)
+
+
+class TestSeats:
+    def test_the_likeliest_get_the_free_rows(self) -> None:
+        new = torch.tensor([[True, True, False, True]])
+        score = torch.tensor([[0.8, 0.9, 1.0, 0.95]])
+        taken = torch.tensor([[True, False, True, False]])
+        seats = seat(new, score, taken)
+        assert seats.source.tolist() == [[-1, 3, -1, 1]]
+        assert seats.number[0, [1, 3]].tolist() == [0, 1]
+        assert seats.overflow.tolist() == [1]
+        rows = seats.take(torch.arange(4.0)[None, :, None], torch.full((1, 4, 1), 9.0))
+        assert rows[0, :, 0].tolist() == [9, 3, 9, 1]
+
+    def test_fewer_proposals_than_rows(self) -> None:
+        seats = seat(torch.tensor([[True]]), torch.ones(1, 1), torch.zeros(1, 3, dtype=torch.bool))
+        assert seats.source.tolist() == [[0, -1, -1]]
+        assert seats.born.tolist() == [[True, False, False]]
+
+
+class TestDeath:
+    def followed(self, config: ScalorConfig, shift: float, count: int) -> list[int]:
+        """Follow with a presence of sigmoid(8.8 tanh(shift)); return who is alive each frame."""
+        model = build(config, bias=0.3)
+        frame, state = frames(1, 1)[0], model.initial_state(1)
+        _, state = model.step(frame, state, firsts(1, 0))
+        ids = set(state.track_id[0].tolist()) - {NO_TRACK}
+        assert ids
+        with torch.no_grad():
+            weight, bias = model.propagation.pres[-1].parameters()
+            weight.zero_()
+            bias.fill_(shift - 2)
+            model.discovery.heads.bias[0] = -9.0  # type: ignore[index]
+        alive = []
+        for _ in range(count):
+            _, state = model.step(frame, state, firsts(1))
+            alive.append(len(ids & set(state.track_id[0].tolist())))
+        return alive
+
+    def test_who_is_unseen_is_waited_for(self) -> None:
+        alive = self.followed(replace(FAST, patience=2), -1.0, 4)
+        assert alive[0] == alive[1] > 0
+        assert alive[2:] == [0, 0]
+
+    def test_by_the_authors_rule_every_track_ends(self) -> None:
+        alive = self.followed(replace(FAST, deletion="paper"), 0.3, 30)
+        assert alive[0] > 0
+        assert alive[-1] == 0
+        assert self.followed(FAST, 0.3, 30)[-1] == alive[0]
+
+
+class TestDrawing:
+    def test_objects_lie_over_each_other_as_algorithm_3_has_it(self) -> None:
+        torch.manual_seed(0)
+        appearance, mask = torch.rand(2, 3, 3, 4, 4), torch.rand(2, 3, 1, 4, 4)
+        where = torch.rand(2, 3, 4) * 0.4 + 0.2
+        depth = torch.randn(2, 3, 1)
+        whole = overlay(appearance, mask, where, depth, canvas=(20, 24), window=(20, 24))
+        part = overlay(appearance, mask, where, depth, canvas=(20, 24), window=(18, 20))
+        torch.testing.assert_close(whole.mean, part.mean, atol=1e-5, rtol=1e-5)
+        # One object alone: the mean is its appearance times its mask, twice weighted by neither.
+        one = overlay(
+            torch.ones(1, 1, 3, 4, 4),
+            torch.full((1, 1, 1, 4, 4), 0.5),
+            torch.tensor([[[0.5, 0.5, 0.0, 0.0]]]),
+            torch.zeros(1, 1, 1),
+            canvas=(16, 16),
+            window=(16, 16),
+        )
+        assert one.alpha[0, 0, 8, 8] == pytest.approx(0.5)
+        assert one.mean[0, :, 8, 8].tolist() == pytest.approx([0.5] * 3, abs=1e-3)
+        assert one.alpha[0, 0, 0, 0] == 0
+
+    def test_masks_sum_to_one(self) -> None:
+        model = build(bias=0.3)
+        masks = model.segment(frames(1, 2, (48, 40))[0])
+        assert masks.shape == (2, 7, 48, 40)
+        torch.testing.assert_close(masks.sum(1), torch.ones(2, 48, 40))
+        assert masks.min() > -1e-5
+        assert masks[:, :-1].max() > 0.1
+
+    def test_a_proposal_on_what_is_followed_is_rejected(self) -> None:
+        model = build()
+        mask = torch.ones(1, 2, 1, 16, 16)
+        where = torch.tensor([[[0.25, 0.25, 0.0, 0.0], [0.25, 0.25, 0.75, 0.75]]])
+        covered = torch.zeros(1, 1, *FAST.masks)
+        covered[..., :6, :7] = 1
+        rejected = model.discovery.rejects(mask, where, covered)
+        assert rejected.tolist() == [[True, False]]
+        assert (
+            not build(replace(FAST, rejection=False)).discovery.rejects(mask, where, covered).any()
+        )
+
+
+class TestLoss:
+    def unrolled(self, config: ScalorConfig = FAST) -> tuple[Scalor, list[dict[str, Tensor]]]:
+        model = build(config, bias=0.3).train()
+        images = torch.rand(2, 4, 3, *config.frame_size)
+        first = torch.zeros(2, 4, dtype=torch.bool)
+        seen, _ = model.unroll(images, first, model.initial_state(2))
+        priors = ScalorPriors(presence=0.1, sigma=0.1)
+        return model, [elbo_terms(f, images[:, t], priors) for t, f in enumerate(seen)]
+
+    @pytest.mark.parametrize("background", ["none", "decoder", "static"])
+    def test_gradients_reach_every_parameter(self, background: str) -> None:
+        model, terms = self.unrolled(replace(FAST, background=background))  # type: ignore[arg-type]
+        total: Any = torch.stack([term.sum() for frame in terms for term in frame.values()]).sum()
+        total.backward()
+        missing = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is None or not parameter.grad.any()
+        ]
+        # The residual's last layer begins at zero, and lets nothing through yet.
+        assert [name for name in missing if not name.startswith("background.")] == []
+
+    def test_no_divergence_is_negative_and_a_first_frame_propagates_nothing(self) -> None:
+        _, terms = self.unrolled()
+        for frame in terms:
+            assert all((v >= -1e-4).all() for name, v in frame.items() if name.startswith("kl_"))
+        for name in ("pres", "where", "depth", "what"):
+            assert (terms[0][f"kl_prop_{name}"] == 0).all()
+            assert (terms[2][f"kl_prop_{name}"] > 0).any()
+
+    def test_a_teacher_is_followed(self) -> None:
+        """A piece that somebody follows is not to be proposed, and is where it is shown to be."""
+        model = build(replace(FAST, max_slots=4), bias=2.0).eval()
+        image, state = torch.rand(1, 3, 32, 40), model.initial_state(1)
+        where = torch.tensor([[[0.3, 0.3, 0.0, 0.0], [0.2, 0.2, 0.5, 0.5]]])
+        shown = Shown(
+            track=torch.tensor([[7, -1]]),
+            z_where=where,
+            cell=torch.tensor([[9, -1]]),
+            weight=torch.ones(1, FAST.cells, 1),
+        )
+        pupil = torch.full((1, 4), -1)
+        with torch.no_grad():
+            frame, state = model.see(image, state, sample=False)
+            terms, pupil = taught(frame, shown, pupil)
+            assert terms["taught_prop_pres"] == 0
+            assert terms["taught_disc_where"] > 0
+            rows = frame.discovered.index.gather(1, frame.seats.source.clamp(min=0))
+            expected = torch.where(frame.seats.born & (rows == 9), 7, -1)
+            assert torch.equal(pupil, expected)
+            pupil = torch.tensor([[7, -1, -1, -1]])
+            frame, state = model.see(image, state, sample=False)
+            terms, _ = taught(frame, shown, pupil)
+            assert terms["taught_disc_where"] == 0
+            assert terms["taught_prop_where"] > 0
+            gone = replace(shown, track=torch.tensor([[-1, -1]]))
+            absent, _ = taught(frame, gone, pupil)
+            assert absent["taught_prop_where"] == 0
+            assert absent["taught_prop_pres"] > terms["taught_prop_pres"]
+
+
+def test_masks_of_what_is_followed_are_at_most_one() -> None:
+    model = build(bias=0.3)
+    with torch.no_grad():
+        frame, _ = model.see(torch.rand(2, 3, 32, 40), model.initial_state(2), sample=False)
+    objects = frame.discovered.objects
+    mask = mask_of(objects, torch.ones_like(objects.z_pres), FAST.masks)
+    assert mask.shape == (2, 1, 8, 10)
+    assert 0 < mask.max() <= 1
+
+
+def test_the_authors_sizes() -> None:
+    """5,000,002 parameters at 128 x 128 (facts/scalor.md); ours has fewer peepholes."""
+    config = ScalorConfig(frame_size=(128, 128), cell=16, glimpse=64)
+    count = sum(p.numel() for p in Scalor(config).parameters())
+    assert count == pytest.approx(5_000_002, rel=0.01)
+    with pytest.raises(ValueError, match="expected for the paper's layers"):
+        Scalor(ScalorConfig(frame_size=(96, 96)))

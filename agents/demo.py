@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from objrl.draw import Image, contact_sheet, draw_slots, write_png, write_video
-from objrl.perceiver import FramePerceiver
+from objrl.perceiver import Perceiver, model_of
 from objrl.slots import Slots
 from objrl.weights import load
 from objrl.wrappers import ObjectSlots
@@ -119,7 +119,7 @@ def format_slots(slots: Slots, height: int, width: int) -> str:
     return "\n".join(lines if len(lines) > 1 else [*lines, "(no objects)"])
 
 
-def _play(config: DemoConfig, perceiver: FramePerceiver) -> tuple[list[Image], Slots, float]:
+def _play(config: DemoConfig, perceiver: Perceiver) -> tuple[list[Image], Slots, float]:
     """Return N = steps + 1 frames, their slots (B = N), and frames a second of game and slots."""
     env = ObjectSlots(gym.make(config.env, render_mode="rgb_array"), perceiver)
     env.action_space.seed(config.seed)
@@ -146,7 +146,7 @@ def _raw_frame(env: ObjectSlots) -> Image:
     return np.asarray(env.unwrapped.render(), dtype=np.uint8)
 
 
-def _time_perception(perceiver: FramePerceiver, frames: list[Image]) -> float:
+def _time_perception(perceiver: Perceiver, frames: list[Image]) -> float:
     """Return frames a second of `step` alone, for one environment.
 
     By the median, which other work on the machine and the first, slow call hardly change.
@@ -168,12 +168,12 @@ def _draw_all(frames: list[Image], slots: Slots) -> Iterator[Image]:
         yield draw_slots(frame, box, presence, ids, VIDEO_SCALE)
 
 
-def _draw_sheet(perceiver: FramePerceiver, frames: list[Image], slots: Slots) -> Image:
+def _draw_sheet(perceiver: Perceiver, frames: list[Image], slots: Slots) -> Image:
     """Some frames of the whole run, input, boxes, foreground and background beside each other."""
     picked = np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).astype(int)
     images = np.stack([frames[index] for index in picked])
     with torch.inference_mode():
-        parts = perceiver.detector.decompose(torch.from_numpy(images).to(perceiver.device))
+        parts = model_of(perceiver).decompose(torch.from_numpy(images).to(perceiver.device))
     chosen = slots.map(lambda field: field[torch.from_numpy(picked).to(field.device)])
     return contact_sheet(images, chosen, parts, rows=[f"frame {index}" for index in picked])
 

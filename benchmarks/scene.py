@@ -14,7 +14,7 @@ import objrl
 from objrl.models.median import Median, MedianConfig
 from objrl.models.regions import Image
 from objrl.models.space import Space
-from objrl.perceiver import FramePerceiver
+from objrl.perceiver import FramePerceiver, model_of
 from objrl.pretrain.configure import Findings, configure, look
 from objrl.pretrain.presets import SPACE, SpaceRecipe
 
@@ -53,7 +53,7 @@ class Scene:
         """Return the detector that is measured as `space-fast`."""
         if self.weights is None:
             return FramePerceiver(Space(self.recipe().model))
-        return objrl.load(self.weights, device="cpu")
+        return FramePerceiver(model_of(objrl.load(self.weights, device="cpu")))
 
     def median(self) -> FramePerceiver:
         """Return the baseline without learning."""

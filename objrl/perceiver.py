@@ -133,17 +133,7 @@ class FramePerceiver(nn.Module):
             TypeError, ValueError: frames as `check_frames` says, or a state or `is_first` that do
                 not belong to as many environments.
         """
-        batch = len(check_frames(frames))
-        if len(state) != batch:
-            raise ValueError(
-                f"state: expected one of {batch} environments, as many as frames, got "
-                f"{len(state)}; begin with initial_state({batch})"
-            )
-        if tuple(is_first.shape) != (batch,) or is_first.dtype != torch.bool:
-            raise ValueError(
-                f"is_first: expected shape ({batch},) bool, one for every frame, got "
-                f"{tuple(is_first.shape)} {is_first.dtype}"
-            )
+        check_step(frames, len(state), is_first)
         found = self.detector.detect(frames.to(self.device))
         return tracking.follow(found, state, is_first.to(self.device), self.follow)
 
@@ -160,3 +150,33 @@ class FramePerceiver(nn.Module):
         """
         masks: Tensor = self.detector.segment(check_frames(frames).to(self.device))
         return masks
+
+
+def model_of(perceiver: Perceiver) -> Any:
+    """Return the model beneath: a `FramePerceiver`'s detector, or what is a perceiver by itself."""
+    return perceiver.detector if isinstance(perceiver, FramePerceiver) else perceiver
+
+
+def check_step(frames: Tensor, environments: int, is_first: Tensor) -> None:
+    """Raise what `Perceiver.step` does for arguments that do not belong together.
+
+    Args:
+        frames: (B, H, W, 3) uint8 RGB.
+        environments: of the state.
+        is_first: (B,) bool.
+
+    Raises:
+        TypeError, ValueError: frames as `check_frames` says, or a state or `is_first` that do not
+            belong to as many environments.
+    """
+    batch = len(check_frames(frames))
+    if environments != batch:
+        raise ValueError(
+            f"state: expected one of {batch} environments, as many as frames, got "
+            f"{environments}; begin with initial_state({batch})"
+        )
+    if tuple(is_first.shape) != (batch,) or is_first.dtype != torch.bool:
+        raise ValueError(
+            f"is_first: expected shape ({batch},) bool, one for every frame, got "
+            f"{tuple(is_first.shape)} {is_first.dtype}"
+        )

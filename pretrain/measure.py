@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from objrl import draw, metrics
 from objrl.metrics import AveragePrecision, Boxes, Score, Truth
-from objrl.perceiver import Decomposition, Perceiver
+from objrl.perceiver import Decomposition, Perceiver, model_of
 
 Frames = npt.NDArray[np.uint8]
 """(N, H, W, 3) uint8 RGB."""
@@ -146,7 +146,7 @@ def perceive(perceiver: Perceiver, frames: Frames, batch: int = 16) -> Seen:
 @torch.inference_mode()
 def take_apart(perceiver: Perceiver, frames: torch.Tensor) -> Decomposition | None:
     """Decompose (B, H, W, 3) uint8 frames; None where the perceiver cannot."""
-    decompose = getattr(getattr(perceiver, "detector", perceiver), "decompose", None)
+    decompose = getattr(model_of(perceiver), "decompose", None)
     return decompose(frames.to(perceiver.device)) if decompose is not None else None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from objrl.atomic import write_atomically
+from objrl.perceiver import model_of
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
 from objrl.pretrain.truth import join_truth, read_truth
@@ -74,7 +75,7 @@ def ship(config: ShipConfig) -> Path:
     card = _card(config, header, metrics, report)  # before anything is shipped that lacks one
     with tempfile.TemporaryDirectory() as folder:
         scored = save_weights(
-            *(Path(folder, "scored.safetensors"), perceiver.detector),
+            *(Path(folder, "scored.safetensors"), model_of(perceiver)),
             model_name=header["model"],
             data=header["data"],
             training=header["training"],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import objrl
+from objrl.perceiver import model_of
 from objrl.pretrain.joint import JointStore, by_game
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
@@ -98,6 +99,6 @@ def test_one_detector_learns_from_several_games(tmp_path: Path) -> None:
     header = read_header(out)
     assert header["data"]["env_id"] == "dark-v0, light-v0"
     assert header["config"]["scenes"] == 2
-    background = objrl.load(out, device="cpu").detector.background
+    background = model_of(objrl.load(out, device="cpu")).background
     seen = torch.stack([torch.full((3, 64, 64), 0.1), torch.full((3, 64, 64), 0.5)])
     assert background.scene(seen).tolist() == [0, 1]

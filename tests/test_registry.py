@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from objrl import list_weights, load, models
+from objrl.perceiver import FramePerceiver, model_of
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.truth import read_truth
 from objrl.slots import Slots
@@ -123,6 +124,7 @@ def frames(seed: int = 0) -> Tensor:
 
 def test_a_loaded_model_is_the_saved_one(model: Stub, saved: Path) -> None:
     perceiver = load(saved, device="cpu")
+    assert isinstance(perceiver, FramePerceiver)
     assert perceiver.detector.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(perceiver.detector.state_dict()[name], tensor), name
@@ -169,7 +171,7 @@ def test_a_config_may_grow_but_not_shrink(model: Stub, saved: Path) -> None:
     config = dataclasses.asdict(model.config)
     del config["rate"]
     rewrite(saved, {"config": json.dumps(config)}, {})
-    assert load(saved).detector.config.rate == 0.25
+    assert model_of(load(saved)).config.rate == 0.25
     rewrite(saved, {"config": json.dumps(config | {"glow": 1})}, {})
     with pytest.raises(ValueError, match=r"StubConfig has no field glow; .*newer objrl"):
         load(saved)
@@ -291,7 +293,7 @@ def test_registered_weights_load_by_name(model: Stub, shelf: Path) -> None:
     assert (weights.name, weights.model, weights.metrics) == ("stub-game", "stub", METRICS)
     assert weights.title == "stub-fast, 1,200 frames of Stub/Game-v0"
     assert weights.env_ids == ("Stub/Game-v0", "StubNoFrameskip-v4")
-    assert torch.equal(load("stub-game", device="cpu").detector.look.weight, model.look.weight)
+    assert torch.equal(model_of(load("stub-game", device="cpu")).look.weight, model.look.weight)
 
 
 def test_registering_again_replaces_and_keeps_the_others(model: Stub, shelf: Path) -> None:
@@ -365,7 +367,7 @@ def test_every_real_model_comes_back(
     config_class, model_class = models.MODELS[name]
     torch.manual_seed(0)
     saved = model_class(config_class(max_slots=5))
-    model = load(save(tmp_path / "a.safetensors", saved, model_name=name)).detector
+    model = model_of(load(save(tmp_path / "a.safetensors", saved, model_name=name)))
     assert type(model) is model_class
     assert model.config == config_class(max_slots=5)
     assert model.state_dict().keys() == saved.state_dict().keys()

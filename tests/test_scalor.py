@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import objrl
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_loss import ScalorPriors, Shown, elbo_terms, taught
@@ -17,6 +19,7 @@ from objrl.models.scalor_state import ScalorState, seat
 from objrl.nn.spatial import overlay
 from objrl.perceiver import Perceiver
 from objrl.slots import NO_TRACK
+from objrl.weights import save_weights
 
 FAST = ScalorConfig(
     frame_size=(32, 40),
@@ -181,8 +184,29 @@ class TestState:
         self, environments: int, first: Tensor
     ) -> None:
         model = build()
-        with pytest.raises(ValueError, match=r"expected the state and is_first .* of 3"):
+        with pytest.raises(
+            ValueError, match=r"expected one of 3 environments|expected shape \(3,\) bool"
+        ):
             model.step(frames(1, 3)[0], model.initial_state(environments), first)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_weights_alone_rebuild_it(rows: int | None, tmp_path: Path) -> None:
+    model = build(bias=0.3)
+    path = save_weights(
+        *(tmp_path / "scalor.safetensors", model),
+        model_name="scalor",
+        data={},
+        training={},
+        metrics={},
+    )
+    copy = objrl.load(path, device="cpu", max_slots=rows)
+    assert isinstance(copy, Scalor)
+    assert not copy.training
+    assert copy.max_slots == (rows or 6)
+    frame = frames(1, 2)[0]
+    if rows is None:
+        assert torch.equal(copy.encode(frame).position, model.encode(frame).position)
 
 
 class TestSeats:

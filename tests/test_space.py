@@ -14,6 +14,7 @@ from objrl.models.boxes import clip_boxes, tight_boxes
 from objrl.models.space import Space, SpaceConfig, SpaceOutput
 from objrl.models.space_background import Static
 from objrl.models.space_loss import Priors, boundary_loss, elbo_terms
+from objrl.perceiver import model_of
 from objrl.weights import save_weights
 
 PRIORS = Priors(presence=0.1, scale_mean=(-2.0, -2.0), scale_std=0.1, sigma_fg=0.15, sigma_bg=0.15)
@@ -237,7 +238,7 @@ def test_weights_alone_rebuild_the_model(config: SpaceConfig, tmp_path: Path) ->
         training={},
         metrics={},
     )
-    copy = load(file, device="cpu").detector
+    copy = model_of(load(file, device="cpu"))
     assert isinstance(copy, Space)
     assert copy.config == config
     image = torch.rand(1, 3, 48, 64)

@@ -7,10 +7,13 @@ from typing import Any
 from torch import nn
 
 from objrl.models.median import Median, MedianConfig
+from objrl.models.scalor import Scalor
+from objrl.models.scalor_config import ScalorConfig
 from objrl.models.space import Space, SpaceConfig
 
 MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "space": (SpaceConfig, Space),
     "median": (MedianConfig, Median),
+    "scalor": (ScalorConfig, Scalor),
 }
 """Name -> (config class, model class); a model takes its config and nothing else."""

@@ -22,11 +22,11 @@ from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
 from objrl.models.scalor_parts import Discovery, Propagation, mask_of
-from objrl.models.scalor_state import ScalorState, Seats, seat
+from objrl.models.scalor_state import ScalorState, seat
 from objrl.models.space_background import Static
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.spatial import Layers, extract, overlay, place
-from objrl.perceiver import Decomposition
+from objrl.perceiver import Decomposition, check_step
 from objrl.slots import NO_TRACK, Slots
 
 _SMOOTHING = 0.5  # weight of the newest displacement in the velocity
@@ -56,8 +56,6 @@ class Scalor(nn.Module):
     def device(self) -> torch.device:
         """Where it computes; frames from elsewhere are moved there."""
         return self.discovery.heads.weight.device
-
-    # ------------------------------------------------------------------ one frame
 
     def see(
         self,
@@ -240,8 +238,6 @@ class Scalor(nn.Module):
             frames.append(frame)
         return frames, state
 
-    # ------------------------------------------------------------------ what an agent needs
-
     def initial_state(self, batch: int) -> ScalorState:
         """Return the state of `batch` environments that have seen nothing."""
         config, table, device = self.config, self.table, self.device
@@ -291,13 +287,7 @@ class Scalor(nn.Module):
             TypeError, ValueError: frames as `check_frames` says, or a state or `is_first` that do
                 not belong to as many environments.
         """
-        batch = len(check_frames(frames))
-        if len(state) != batch or is_first.shape != (batch,) or is_first.dtype != torch.bool:
-            raise ValueError(
-                f"step: expected the state and is_first (B,) bool of {batch} environments, got "
-                f"{len(state)} and {tuple(is_first.shape)} {is_first.dtype}; begin with "
-                f"initial_state({batch})"
-            )
+        check_step(frames, len(state), is_first)
         image = to_image(frames.to(self.device), *self.config.frame_size)
         _, state = self.see(
             image, state.begun_anew(is_first.to(self.device)), sample=False, drawn=False
@@ -373,6 +363,3 @@ class Scalor(nn.Module):
             frame.background.clamp(0, 1),
             frame.alpha,
         )
-
-
-__all__ = ["Scalor", "ScalorConfig", "ScalorFrame", "ScalorState", "Seats"]

@@ -21,9 +21,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from objrl.atomic import write_atomically
-from objrl.perceiver import FramePerceiver
+from objrl.perceiver import FramePerceiver, Perceiver
 from objrl.weights import files
 from objrl.weights.files import SUFFIX, read_model, save_weights
 
@@ -93,8 +94,11 @@ def load(
     *,
     device: str | torch.device = "auto",
     max_slots: int | None = None,
-) -> FramePerceiver:
-    """Make a perceiver from shipped weights or from a file.
+) -> Perceiver:
+    """Make a `Perceiver` from shipped weights or from a file.
+
+    It is a `FramePerceiver`, with the model as its `detector`, unless the model has a memory of its
+    own (SCALOR): then it is the model.
 
     Args:
         name_or_path: a name that `list_weights` shows, or the path of a `.safetensors` file.
@@ -108,14 +112,21 @@ def load(
     place = resolve_device(device)
     name = str(name_or_path)
     if name.endswith(SUFFIX):
-        return FramePerceiver(read_model(name, max_slots=max_slots)).to(place)
+        made: Perceiver = _perceiver(read_model(name, max_slots=max_slots)).to(place)
+        return made
     if name not in WEIGHTS:
         raise ValueError(_unknown_name(name))
     weights = WEIGHTS[name]
     _warn_if_poor(weights)
     with resources.as_file(FOLDER / weights.file) as path:
         _check_hash(path, weights.sha256)
-        return FramePerceiver(read_model(path, max_slots=max_slots)).to(place)
+        made = _perceiver(read_model(path, max_slots=max_slots)).to(place)
+    return made
+
+
+def _perceiver(model: nn.Module) -> Any:
+    """Lend a memory to a model that has none of its own."""
+    return model.eval() if isinstance(model, Perceiver) else FramePerceiver(model)
 
 
 def read_header(name_or_path: str | Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ In the order of use:
 - `collect`: play a game and keep its frames (`objrl collect`); `policies` is who plays meanwhile,
   at random or a saved SB3 agent.
 - `store`: the file of frames, `FrameStore` to read and `FrameWriter` to write; `hdf5` is what is
-  under it, `minari` brings frames from and to Minari, `joint` reads several files as one.
+  under it, `reading` takes samples and sequences, `minari` brings frames from and to Minari,
+  `joint` reads several files as one.
 - `rooms`: 3D rooms drawn by MuJoCo, with boxes and masks (`objrl rooms`); `studio` draws them.
 - `synthetic`: moving sprites and digits with boxes and identities (`objrl synthetic`);
   `sequences` and `sprites` draw them. `video`: films and folders of pictures (`objrl video`).

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from objrl.pretrain.store import Frames, items, read
+from objrl.pretrain.reading import Frames, items, read
 from objrl.pretrain.task import Batch, Task
 
 

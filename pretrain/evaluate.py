@@ -33,8 +33,9 @@ from objrl.pretrain.measure import (
     perceive,
     picture,
 )
+from objrl.pretrain.reading import sample, split_rows, spread
 from objrl.pretrain.results import BASELINE_FRAMES, write_results
-from objrl.pretrain.store import FrameStore, sample, split_rows, spread
+from objrl.pretrain.store import FrameStore
 from objrl.pretrain.tracks import TrackReport, read_tracks, run_tracks
 from objrl.pretrain.tracks import picture as draw_tracks
 from objrl.pretrain.truth import read_truth

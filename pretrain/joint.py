@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from objrl.models.regions import Image
 from objrl.pretrain.configure import fit_canvas
-from objrl.pretrain.store import Frames, FrameStore, sample
+from objrl.pretrain.reading import Frames, sample
+from objrl.pretrain.store import FrameStore
 
 
 class JointStore:

@@ -41,8 +41,9 @@ from objrl.pretrain.measure import (
     ten_lines,
 )
 from objrl.pretrain.probe import Probe, TooFewMatches, probe_perceiver
+from objrl.pretrain.reading import sample, spread
 from objrl.pretrain.results_page import MAIN_GAMES, Row, page, title
-from objrl.pretrain.store import FrameStore, sample, spread
+from objrl.pretrain.store import FrameStore
 from objrl.pretrain.truth import join_truth, read_truth
 from objrl.weights import Weights, list_weights, read_header, registry
 from objrl.wrappers.choose import game_of

@@ -35,6 +35,7 @@ import objrl
 from objrl.atomic import write_atomically
 from objrl.pretrain.store import FrameStore, FrameWriter
 from objrl.pretrain.studio import SHAPES, Studio, make_scene
+from objrl.pretrain.truth import holds
 
 LEAST_SEEN = 1024
 """An object counts when this part of the picture shows it: 16 pixels of 128 x 128."""
@@ -78,7 +79,7 @@ def generate_rooms(config: RoomsConfig) -> Path:
     out = config.out or Path("runs", f"rooms_{config.which}.h5")
     labels = out.with_suffix(".npz")
     # What is wrong with either file shows before anything is written.
-    unlabelled = config.labelled > 0 and not _is_labelled(config, labels)
+    unlabelled = config.labelled > 0 and not holds(labels, _about(config))
     studio = Studio(config.which, config.size, config.shadows)
     try:
         with FrameWriter(
@@ -143,27 +144,6 @@ def _label(config: RoomsConfig, studio: Studio, path: Path) -> None:
     )
     write_atomically(path, file.getvalue())
     print(f"written: {path}, {config.labelled:,} labelled frames with {len(boxes):,} objects")
-
-
-def _is_labelled(config: RoomsConfig, path: Path) -> bool:
-    """Whether the truth file is there already.
-
-    Raises:
-        ValueError: another file is.
-    """
-    if not path.exists():
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = str(archive["about"])
-    except Exception:  # numpy and zipfile raise half a dozen kinds on what is not theirs
-        found = "another file"
-    if found != _about(config):
-        raise ValueError(
-            f"{path}: expected no file, or the labelled frames of {_about(config)}, got {found}; "
-            "nothing was changed: choose another --out, delete it, or leave it by --labelled 0"
-        )
-    return True
 
 
 Box = tuple[int, int, int, int]

@@ -32,12 +32,12 @@ from objrl.pretrain.configure import Findings, configure, fit_canvas, join, look
 from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
 from objrl.pretrain.joint import by_game
 from objrl.pretrain.presets import Recipe
+from objrl.pretrain.reading import Frames, sample
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.pretrain.scalor_task import ScalorTask
 from objrl.pretrain.space_task import SpaceTask
 from objrl.pretrain.stopping import asked_to_stop
-from objrl.pretrain.store import Frames, sample
 from objrl.pretrain.task import Task
 from objrl.weights.registry import save_weights
 

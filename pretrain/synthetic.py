@@ -38,6 +38,7 @@ from objrl.pretrain.rooms import find_objects
 from objrl.pretrain.sequences import DENSITIES, VIEW, Density, Frames, draw, make_scene
 from objrl.pretrain.sprites import Bank, make_bank
 from objrl.pretrain.store import FrameStore, FrameWriter
+from objrl.pretrain.truth import holds
 
 _STORED, _LABELLED = 0, 1  # join the seed: no labelled sequence is one of the store
 
@@ -94,7 +95,7 @@ def generate_sequences(config: SyntheticConfig) -> Path:
     labels = out.with_suffix(".npz")
     bank = make_bank(config.which, config.kinds)
     # What is wrong with either file shows before anything is written.
-    unlabelled = config.labelled > 0 and not _is_labelled(config, bank, labels)
+    unlabelled = config.labelled > 0 and not holds(labels, _about(config, bank))
     if not config.sequences:
         if unlabelled:
             _label(config, density, bank, labels)
@@ -173,28 +174,6 @@ def _sequence(
     lots = np.random.default_rng([config.seed, purpose, number])
     scene = make_scene(density, bank, lots, speed=config.speed, background=config.background)
     return *draw(scene, bank, config.length), bank.kind[scene.sprite].tolist()
-
-
-def _is_labelled(config: SyntheticConfig, bank: Bank, path: Path) -> bool:
-    """Whether the truth file is there already.
-
-    Raises:
-        ValueError: another file is.
-    """
-    if not path.exists():
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = str(archive["about"])
-    except Exception:  # numpy and zipfile raise half a dozen kinds on what is not theirs
-        found = "another file"
-    if found != _about(config, bank):
-        raise ValueError(
-            f"{path}: expected no file, or the labelled frames of {_about(config, bank)}, got "
-            f"{found}; nothing was changed: choose another --out, delete it, or leave it by "
-            "--labelled 0"
-        )
-    return True
 
 
 def _attributes(config: SyntheticConfig, bank: Bank) -> dict[str, str | int | float]:

@@ -117,6 +117,27 @@ def join_truth(parts: Sequence[LabelledFrames]) -> LabelledFrames:
     )
 
 
+def holds(path: Path, about: str) -> bool:
+    """Whether a file of labelled frames is there already, made with the settings `about` (JSON).
+
+    Raises:
+        ValueError: another file is.
+    """
+    if not path.exists():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = str(archive["about"])
+    except Exception:  # numpy and zipfile raise half a dozen kinds on what is not theirs
+        found = "another file"
+    if found != about:
+        raise ValueError(
+            f"{path}: expected no file, or the labelled frames of {about}, got {found}; "
+            "nothing was changed: choose another --out, delete it, or leave it by --labelled 0"
+        )
+    return True
+
+
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such truth file")

@@ -17,6 +17,7 @@ from gymnasium.wrappers import (
     MaxAndSkipObservation,
     RecordEpisodeStatistics,
 )
+from stable_baselines3.common.atari_wrappers import MaxAndSkipEnv
 
 from objrl.models.median import Median
 from objrl.weights import save_weights
@@ -61,6 +62,7 @@ def test_it_is_known_which_emulator_frames_are_shown() -> None:
     assert shows_last_two(spec_of(pooled(1))) is False
     skipping = gym.make("ALE/Pong-v5", frameskip=1)
     assert shows_last_two(spec_of(MaxAndSkipObservation(skipping))) is True
+    assert shows_last_two(spec_of(MaxAndSkipEnv(skipping))) is True
     assert shows_last_two(spec_of(RecordEpisodeStatistics(skipping))) is None
     assert shows_last_two(spec_of(RecordEpisodeStatistics(gym.make("ALE/Pong-v5")))) is False
     assert shows_last_two(gym.make_vec("ALE/Pong-v5", 1, **RGB).spec) is True  # ALE's default

@@ -127,6 +127,19 @@ def place(
     )
 
 
+def _add_up(windows: Tensor, origin: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """(B, K, C, h, w) windows at their places (B, K, 2) -> their sum, (B, C, H, W)."""
+    batch, _, channels, *window = windows.shape
+    height, width = canvas
+    index = _window_index(origin, width, (window[0], window[1])).view(batch, 1, -1)
+    total = windows.new_zeros(batch, channels, height * width).scatter_add(
+        2,
+        index.expand(-1, channels, -1),
+        windows.transpose(1, 2).reshape(batch, channels, -1),
+    )
+    return total.view(batch, channels, height, width)
+
+
 def composite(
     appearance: Tensor,
     mask: Tensor,
@@ -154,8 +167,6 @@ def composite(
         window: (h, w); a box that is larger is cut off.
         cells: how many cells compete, those without a glimpse included.
     """
-    batch = len(mask)
-    height, width = canvas
     importance = 100 * mask * torch.sigmoid(z_depth)[..., None, None]
     origin = window_origin(z_where, canvas, window)
     layers = torch.cat([mask * appearance, mask, importance], dim=2)
@@ -163,11 +174,7 @@ def composite(
     weight = torch.exp(placed[:, :, 4:] - _SHIFT)
     base = math.exp(-_SHIFT)
     sums = torch.cat([weight * placed[:, :, :4], weight - base], dim=2)
-    index = _window_index(origin, width, window).view(batch, 1, -1).expand(-1, 5, -1)
-    total = sums.new_zeros(batch, 5, height * width).scatter_add(
-        2, index, sums.transpose(1, 2).reshape(batch, 5, -1)
-    )
-    total = total.view(batch, 5, height, width)
+    total = _add_up(sums, origin, canvas)
     blend = total[:, :4] / (total[:, 4:] + cells * base)
     return Layers(blend[:, :3], blend[:, 3:])
 
@@ -194,18 +201,13 @@ def overlay(
         canvas: (H, W).
         window: (h, w); a box that is larger is cut off.
     """
-    batch, (height, width) = len(mask), canvas
     near = mask * torch.sigmoid(z_depth)[..., None, None]
     origin = window_origin(z_where, canvas, window)
     # One warp for everything that has to be warped.
     placed = place(torch.cat([mask * appearance, mask, near], 2), z_where, origin, canvas, window)
     weight = placed[:, :, 4:]
     parts = torch.cat([weight * placed[:, :, :3], placed[:, :, 3:]], dim=2)
-    index = _window_index(origin, width, window).view(batch, 1, -1).expand(-1, 5, -1)
-    total = parts.new_zeros(batch, 5, height * width).scatter_add(
-        2, index, parts.transpose(1, 2).reshape(batch, 5, -1)
-    )
-    total = total.view(batch, 5, height, width)
+    total = _add_up(parts, origin, canvas)
     alpha = total[:, 3:4]
     alpha = alpha + (alpha.clamp(max=1) - alpha).detach()
     return Layers(total[:, :3] / (total[:, 4:] + 1e-5), alpha)

@@ -75,7 +75,7 @@ class Detector(Protocol):
     what_size: int
 
     def detect(self, frames: Tensor) -> Slots:
-        """Return slots without identity: present rows first, by falling presence; ids -1."""
+        """Return slots that are not followed, by falling presence: ids are -1, velocities 0."""
         ...
 
     def segment(self, frames: Tensor) -> Tensor:

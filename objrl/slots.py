@@ -19,15 +19,17 @@ from torch import Tensor
 NO_TRACK = -1
 """The `track_id` of a row that holds no object."""
 
-_WIDTHS = {"position": 2, "scale": 2, "depth": 1, "presence": 1, "track_id": 1}
+_WIDTHS = {"position": 2, "velocity": 2, "scale": 2, "depth": 1, "presence": 1, "track_id": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slots:
     """K object slots for each of B frames; a row without an object is 0 in every field.
 
     Attributes:
         position: (B, K, 2) float32. Centre (x, y), each in [-1, 1], x right, y down.
+        velocity: (B, K, 2) float32. Smoothed displacement of the centre a step, in units of
+            `position`; 0 where an object is seen for the first time, or not followed.
         scale: (B, K, 2) float32. (width, height) as a fraction of the frame, in (0, 1].
         depth: (B, K, 1) float32. Larger is nearer.
         what: (B, K, D) float32. Appearance latent (posterior mean).
@@ -36,6 +38,7 @@ class Slots:
     """
 
     position: Tensor
+    velocity: Tensor
     scale: Tensor
     depth: Tensor
     what: Tensor
@@ -64,7 +67,15 @@ class Slots:
             return torch.zeros(batch, rows, width, device=device)
 
         ids = torch.full((batch, rows, 1), NO_TRACK, dtype=torch.int64, device=device)
-        return cls(zeros(2), zeros(2), zeros(1), zeros(features), zeros(1), ids)
+        return cls(
+            position=zeros(2),
+            velocity=zeros(2),
+            scale=zeros(2),
+            depth=zeros(1),
+            what=zeros(features),
+            presence=zeros(1),
+            track_id=ids,
+        )
 
     @property
     def mask(self) -> Tensor:

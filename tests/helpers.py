@@ -50,7 +50,16 @@ class BlobDetector(nn.Module):
         columns = (torch.from_numpy(np.stack(column)) for column in zip(*found, strict=True))
         position, scale, depth, what, presence = columns
         ids = torch.full((len(frames), self.max_slots, 1), NO_TRACK, dtype=torch.int64)
-        return Slots(position, scale, depth, what, presence, ids).to(frames.device)
+        slots = Slots(
+            position=position,
+            velocity=torch.zeros_like(position),
+            scale=scale,
+            depth=depth,
+            what=what,
+            presence=presence,
+            track_id=ids,
+        )
+        return slots.to(frames.device)
 
     def segment(self, frames: Tensor) -> Tensor:
         masks = np.stack([self._blobs(frame)[1] for frame in frames.cpu().numpy()])

@@ -79,6 +79,7 @@ def test_the_observation_is_one_row_per_object_in_the_documented_space() -> None
     shapes = {key: (field.shape, field.dtype.name) for key, field in observation.items()}
     assert shapes == {
         "position": ((6, 2), "float32"),
+        "velocity": ((6, 2), "float32"),
         "scale": ((6, 2), "float32"),
         "depth": ((6, 1), "float32"),
         "what": ((6, 4), "float32"),
@@ -135,7 +136,7 @@ def test_flat_columns_are_rows_then_keys_in_the_order_asked_for() -> None:
 
 
 def test_all_fields_by_default_but_no_ids_in_the_flat_form() -> None:
-    everything = ("position", "scale", "depth", "what", "presence", "track_id")
+    everything = ("position", "velocity", "scale", "depth", "what", "presence", "track_id")
     flat, _ = slotted(flatten=True).reset(seed=1)
     observation, _ = slotted().reset(seed=1)
     assert set(observation) == set(everything)
@@ -144,6 +145,22 @@ def test_all_fields_by_default_but_no_ids_in_the_flat_form() -> None:
     named, _ = slotted(keys=everything, flatten=True).reset(seed=1)
     assert isinstance(named, np.ndarray)
     assert named.shape == (6 * (rows.shape[1] + 1),)
+
+
+def test_velocity_is_the_displacement_of_a_followed_object() -> None:
+    env = slotted()
+    before, _ = env.reset(seed=1)
+    assert isinstance(env.observation_space, gym.spaces.Dict)
+    assert env.observation_space["velocity"] == Box(-2, 2, (6, 2), np.float32)
+    assert not before["velocity"].any()
+    after, *_ = env.step(2)
+    assert after in env.observation_space
+    np.testing.assert_array_equal(after["track_id"], before["track_id"])
+    moved = after["position"] - before["position"]
+    assert (moved[:3] != 0).any(axis=1).all()
+    np.testing.assert_allclose(after["velocity"], moved, atol=1e-6)
+    again, _ = env.reset()
+    assert not again["velocity"].any()
 
 
 def test_the_last_slots_stay_at_hand_whatever_is_done_to_the_observation() -> None:

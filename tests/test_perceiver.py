@@ -21,7 +21,7 @@ from objrl.slots import NO_TRACK, Slots
 from objrl.tracking import TrackerState
 
 HEIGHT, WIDTH, ROWS = 80, 64, 12
-FLOATS = ("position", "scale", "depth", "what", "presence")
+FLOATS = ("position", "velocity", "scale", "depth", "what", "presence")
 
 
 def film(envs: int, length: int, seed: int = 0, background: int = 20) -> Tensor:
@@ -80,7 +80,8 @@ def test_shapes_dtypes_and_ranges(make: Make) -> None:
     perceiver = make()
     assert isinstance(perceiver, Perceiver)
     slots = perceiver.encode(film(8, 1)[0])
-    widths = {"position": 2, "scale": 2, "depth": 1, "presence": 1, "what": perceiver.what_size}
+    widths = {"position": 2, "velocity": 2, "scale": 2, "depth": 1, "presence": 1}
+    widths |= {"what": perceiver.what_size}
     for name, width in widths.items():
         field = getattr(slots, name)
         assert field.shape == (8, ROWS, width)
@@ -92,6 +93,7 @@ def test_shapes_dtypes_and_ranges(make: Make) -> None:
     assert here.any()
     assert not here.all()
     assert (slots.position.abs() <= 1).all()
+    assert (slots.velocity == 0).all()  # one frame tells no motion
     assert ((slots.scale[here] > 0) & (slots.scale[here] <= 1)).all()
     assert ((slots.presence >= 0) & (slots.presence <= 1)).all()
     assert (slots.track_id[here] >= 0).all()

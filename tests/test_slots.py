@@ -32,7 +32,7 @@ def test_empty_slots_hold_nothing() -> None:
     assert slots.what.shape == (2, 5, 7)
     assert slots.track_id.dtype == torch.int64
     assert (slots.track_id == NO_TRACK).all()
-    for name in ("position", "scale", "depth", "what", "presence"):
+    for name in ("position", "velocity", "scale", "depth", "what", "presence"):
         field = getattr(slots, name)
         assert field.dtype == torch.float32
         assert (field == 0).all()
@@ -42,6 +42,7 @@ def test_empty_slots_hold_nothing() -> None:
     ("name", "shape"),
     [
         ("position", (1, 2, 3)),
+        ("velocity", (1, 2, 1)),
         ("scale", (1, 2)),
         ("depth", (1, 2, 2)),
         ("presence", (1, 2, 2)),
@@ -108,7 +109,9 @@ def test_arrays_on_the_host() -> None:
     slots = some()
     slots.what.requires_grad_()
     arrays = slots.numpy()
-    assert list(arrays) == ["position", "scale", "depth", "what", "presence", "track_id"]
+    assert list(arrays) == (
+        ["position", "velocity", "scale", "depth", "what", "presence", "track_id"]
+    )
     assert arrays["what"].dtype == np.float32
     assert arrays["track_id"].dtype == np.int64
     np.testing.assert_array_equal(arrays["what"], slots.what.detach().numpy())

@@ -65,7 +65,7 @@ def test_first_sight_gives_rows_and_ids_in_the_detectors_order() -> None:
     found = sighting([Thing(0, 0), Thing(0.5, 0.5)], rows=4)
     slots, state = follow(found, initial_state(1, 4, FEATURES), NOT_FIRST, CONFIG)
     assert slots.track_id[0, :, 0].tolist() == [0, 1, NO_TRACK, NO_TRACK]
-    for name in ("position", "scale", "depth", "what", "presence"):
+    for name in ("position", "velocity", "scale", "depth", "what", "presence"):
         assert torch.equal(getattr(slots, name), getattr(found, name))
     assert state.next_id.tolist() == [2]
 
@@ -92,8 +92,8 @@ def test_a_still_scene_keeps_rows_and_ids_for_2000_frames() -> None:
 @pytest.mark.parametrize("hidden", [1, CONFIG.patience])
 def test_a_flicker_keeps_the_id(hidden: int) -> None:
     watcher = Watcher(4)
-    still, moving = Thing(0.5, 0.5), Thing(-0.8, 0, look=1)
-    step = 0.03
+    still, moving = Thing(0.5, 0.5), Thing(-0.9, 0, look=1)
+    step = 0.1  # so much that it is missed where it was last seen
     assert watcher.see([still, moving]) == [0, 1]
     at = moving.x
     for _ in range(5):
@@ -165,6 +165,34 @@ def test_speed_is_learnt() -> None:
         speed = min(speed + 0.025, 1.5 * gate)
         x += speed
     assert speed > 1.4 * gate
+
+
+class Speedometer(Watcher):
+    def see_one(self, *x: float) -> list[list[float]]:
+        """Return the velocity of every row when things are seen at x."""
+        found = sighting([Thing(at, 0) for at in x], rows=self.rows)
+        slots, self.state = follow(found, self.state, NOT_FIRST, self.config)
+        return [[round(v, 5) for v in row] for row in slots.velocity[0].tolist()]
+
+
+def test_velocity_is_the_displacement_a_step() -> None:
+    watcher = Speedometer(2)
+    assert watcher.see_one(0.0) == [[0, 0], [0, 0]]
+    assert watcher.see_one(0.1) == [[0.1, 0], [0, 0]]  # the first displacement counts whole
+    assert watcher.see_one(0.2) == [[0.1, 0], [0, 0]]
+    assert watcher.see_one(0.24) == [[0.07, 0], [0, 0]]  # the next ones are smoothed
+    assert watcher.see_one() == [[0, 0], [0, 0]]  # out of sight
+    assert watcher.see_one(0.38) == [[0.07, 0], [0, 0]]  # 0.14 in two steps
+    assert watcher.see_one(0.45, -0.8) == [[0.07, 0], [0, 0]]  # a newcomer
+
+
+def test_a_shift_by_half_of_the_spacing_is_seen_also_beside_many_that_stay() -> None:
+    watcher = Watcher(80)
+    spots = 2 * torch.rand(44, 2, generator=torch.Generator().manual_seed(0)) - 1
+    still = [Thing(x, 0.65 + 0.3 * y) for x, y in spots.tolist()]
+    for x in (0.0, 0.1, 0.1, 0.1, 0.0, 0.0, 0.0, -0.1):
+        block = [Thing(x + 0.2 * j - 0.5, 0.2 * i - 0.9) for i in range(6) for j in range(6)]
+        assert watcher.see(block + still) == list(range(80))
 
 
 def test_a_newcomer_does_not_inherit_the_speed_of_whose_row_it_takes() -> None:
@@ -249,8 +277,9 @@ def random_life(envs: int, rows: int, frames: int, seed: int) -> list[tuple[Slot
             return (field * shown).gather(1, order.expand(-1, -1, field.shape[-1]))
 
         ids = torch.full((envs, rows, 1), NO_TRACK)
-        fields = {"position": position, "scale": scale, "depth": rand(envs, rows, 1)}
-        fields |= {"what": what, "presence": 0.5 + 0.5 * rand(envs, rows, 1)}
+        fields = {"position": position, "velocity": torch.zeros_like(position), "scale": scale}
+        fields |= {"depth": rand(envs, rows, 1), "what": what}
+        fields |= {"presence": 0.5 + 0.5 * rand(envs, rows, 1)}
         slots = Slots(**{name: arrange(field) for name, field in fields.items()}, track_id=ids)
         life.append((slots, rand(envs) < 0.01))
     return life
@@ -260,8 +289,10 @@ def check_frame(slots: Slots, found: Slots) -> None:
     """Nothing is lost, made up or doubled; empty rows are empty."""
     assert torch.equal(slots.mask, slots.track_id[..., 0] != NO_TRACK)
     assert torch.equal(slots.mask.sum(1), found.mask.sum(1))
+    assert (slots.velocity[~slots.mask] == 0).all()
+    assert (slots.velocity.abs() <= 2).all()
     for field in fields(Slots):
-        if field.name != "track_id":
+        if field.name not in ("track_id", "velocity"):
             given, got = getattr(found, field.name), getattr(slots, field.name)
             assert (got[~slots.mask] == 0).all()
             assert torch.equal(given.sort(dim=1).values, got.sort(dim=1).values)
@@ -309,9 +340,11 @@ def test_an_environment_depends_on_itself_alone() -> None:
         slots, together = follow(found, together, is_first, CONFIG)
         for b in range(envs):
             one, alone[b] = follow(found[b], alone[b], is_first[b : b + 1], CONFIG)
-            assert torch.equal(one.track_id, slots[b].track_id)
-            assert torch.equal(one.position, slots[b].position)
-            torch.testing.assert_close(alone[b].velocity, together[b : b + 1].velocity)
+            for name in ("track_id", "position", "velocity"):
+                assert torch.equal(getattr(one, name), getattr(slots[b], name))
+            for field in fields(TrackerState):
+                all_of_it = getattr(together[b : b + 1], field.name)
+                assert torch.equal(getattr(alone[b], field.name), all_of_it)
 
 
 def test_a_reset_leaves_the_other_environments_bit_for_bit() -> None:

@@ -132,7 +132,7 @@ def test_without_ids_in_the_flat_form_by_default() -> None:
     observations, _ = envs.reset(seed=7)
     assert isinstance(observations, np.ndarray)
     np.testing.assert_array_equal(observations.reshape(N, 6, -1)[..., :2], envs.slots.position)
-    assert observations.shape == (N, 6 * (2 + 2 + 1 + 4 + 1))
+    assert observations.shape == (N, 6 * (2 + 2 + 2 + 1 + 4 + 1))
 
 
 def test_a_step_is_one_forward_pass_and_one_more_of_those_that_begin_anew() -> None:

@@ -38,6 +38,7 @@ class ObjectSlots(
 
     ========== ============== =================================================================
     position   (K, 2) float32 centre (x, y), each in [-1, 1], x right, y down
+    velocity   (K, 2) float32 smoothed displacement a step, in units of position, in [-2, 2]
     scale      (K, 2) float32 (width, height) as a fraction of the frame, in [0, 1]
     depth      (K, 1) float32 larger is nearer
     what       (K, D) float32 appearance

@@ -26,11 +26,12 @@ Array = npt.NDArray[Any]
 Observation = dict[str, Array] | Array
 """Arrays by key, or one flat array."""
 
-KEYS = ("position", "scale", "depth", "what", "presence", "track_id")
+KEYS = ("position", "velocity", "scale", "depth", "what", "presence", "track_id")
 """Every field of `Slots` that an observation may hold."""
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "position": (-1, 1),
+    "velocity": (-2, 2),  # in a step a centre goes at most from one edge to the other
     "scale": (0, 1),
     "depth": (-np.inf, np.inf),
     "what": (-np.inf, np.inf),
@@ -77,7 +78,7 @@ class SlotLayout:
         if key == "track_id":
             return Box(NO_TRACK, _LAST_ID, (self.rows, 1), np.int64)
         low, high = _BOUNDS[key]
-        width = {"position": 2, "scale": 2, "what": self.what_size}.get(key, 1)
+        width = {"position": 2, "velocity": 2, "scale": 2, "what": self.what_size}.get(key, 1)
         return Box(low, high, (self.rows, width), np.float32)
 
     def batch(self, slots: Slots) -> Observation:

@@ -164,7 +164,9 @@ class Scalor(nn.Module):
             for name in ("z_pres", "z_where", "bias", "z_depth", "z_what")
         }
         moved = (old.z_where - state.z_where)[..., 2:]
-        velocity = torch.lerp(state.velocity, moved, _SMOOTHING) * here
+        # As in `objrl.tracking`: the first displacement counts whole.
+        weight = torch.where(state.newborn, 1.0, _SMOOTHING)[..., None]
+        velocity = torch.lerp(state.velocity, moved, weight) * here
         newborn = seats.born[..., None]
         return replace(
             state,
@@ -173,6 +175,7 @@ class Scalor(nn.Module):
             missed=torch.where(seats.born, 0, missed),
             stopped=torch.where(seats.born, 0.0, stopped),
             velocity=torch.where(newborn, 0.0, velocity),
+            newborn=seats.born,
             # The RNN of who is new begins at zero, the authors' way.
             tracker=torch.where(newborn, 0.0, tracker * here),
             memory=memory,
@@ -259,6 +262,7 @@ class Scalor(nn.Module):
             z_depth=zeros(rows, 1),
             z_what=zeros(rows, config.z_what),
             velocity=zeros(rows, 2),
+            newborn=torch.zeros(batch, rows, dtype=torch.bool, device=device),
             tracker=zeros(rows, table.tracker),
             prior=zeros(rows, 2, table.prior),
             memory=zeros(2 * layers, channels, *config.grid),
@@ -300,6 +304,7 @@ class Scalor(nn.Module):
         box = clip_boxes(self._tight(image, state), self.config.frame_size)
         return Slots(
             position=box[..., 2:] * here,
+            velocity=state.velocity * here,
             scale=box[..., :2] * here,
             depth=state.z_depth * here,
             what=state.z_what * here,

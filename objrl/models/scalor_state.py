@@ -31,6 +31,7 @@ class ScalorState:
         z_depth: (B, K, 1) float32. Larger is nearer.
         z_what: (B, K, D) float32.
         velocity: (B, K, 2) float32. Displacement a step, in units of the centre.
+        newborn: (B, K) bool. Seen once so far.
         tracker: (B, K, ·) float32. Hidden state of the tracker RNN, h_t,n of Algorithm 2.
         prior: (B, K, 2, ·) float32. Hidden state and memory of the prior's RNN.
         memory: (B, 2 L, C, G, G) float32. The ConvLSTM's hidden states and memories, L layers.
@@ -50,6 +51,7 @@ class ScalorState:
     z_depth: Tensor
     z_what: Tensor
     velocity: Tensor
+    newborn: Tensor
     tracker: Tensor
     prior: Tensor
     memory: Tensor

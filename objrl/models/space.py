@@ -239,6 +239,7 @@ class Space(nn.Module):
         here = seen.presence > 0
         return Slots(
             position=box[..., 2:] * here,
+            velocity=torch.zeros_like(box[..., 2:]),
             scale=box[..., :2] * here,
             depth=seen.z_depth * here,
             what=seen.z_what * here,

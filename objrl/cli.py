@@ -45,6 +45,12 @@ VERBS = {
         "score a detector against true boxes or frames",
         extra="eval",
     ),
+    "imagine": Verb(
+        "objrl.pretrain.imagine",
+        "ImagineConfig",
+        "imagine_futures",
+        "draw how a SCALOR thinks that sequences go on",
+    ),
     "truth": Verb(
         "objrl.pretrain.ram_truth",
         "TruthConfig",

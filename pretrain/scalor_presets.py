@@ -103,6 +103,7 @@ SCALOR: dict[str, ScalorRecipe] = {
             anchor=None,
             mask_stride=4,
             distinct=0.6,
+            step=0.3,
         ),
         steps=1500,
         unit="run",

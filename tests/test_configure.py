@@ -34,7 +34,7 @@ def findings(
     every = []
     for count in faces:
         ground = np.zeros((count, 210, 160, 3), np.uint8)
-        scenery = Scenery(ground, ground[0], nothing, changing, shaded, 60, threshold=24)
+        scenery = Scenery(ground, ground[0], nothing, changing, shaded, False, 60, threshold=24)
         every.append(Seen(scenery, palette, min_area=3))
     seen = Scenes(tuple(every))
     return Findings(seen, width, height, spread=spread, largest=largest, rows=rows)

@@ -296,7 +296,7 @@ def scenes(draw: st.DrawFn) -> Image:
 def test_boxes_and_labels_belong_together(frame: Image, bits: int, min_area: int) -> None:
     """Whatever is in a frame, stands in it and belongs together."""
     median, standing = standing_things()
-    scenery = Scenery(ground(1), median, standing, False, False, MAX_SIDE, THRESHOLD)
+    scenery = Scenery(ground(1), median, standing, False, False, False, MAX_SIDE, THRESHOLD)
     colours = np.array(sorted(map(code, COLOURS[:3])), np.int32)
     flags = np.array([bits >> i & 1 for i in range(9)], np.bool_).reshape(3, 3)
     palette = Palette(colours, flags | flags.T | np.eye(3, dtype=np.bool_))

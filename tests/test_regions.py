@@ -101,23 +101,23 @@ class TestHues:
             np.array([[[15 * i, 255, v] for i in range(12)] for v in (255, 80)], np.uint8),
             cv2.COLOR_HSV2RGB,
         )
-        assert hues(colours.astype(np.uint8)).tolist() == [list(range(12))] * 2
+        assert hues(colours.astype(np.uint8), 12).tolist() == [list(range(12))] * 2
 
     def test_red_has_two_ends(self) -> None:
         reds = np.array([[255, 0, 25], [255, 0, 0], [255, 25, 0]], np.uint8)
-        assert hues(reds).tolist() == [0, 0, 0]
+        assert hues(reds, 12).tolist() == [0, 0, 0]
 
     def test_grey_is_none_of_them(self) -> None:
         greys = np.array([WALL, (0, 0, 0), (130, 150, 150), (100, 150, 150)], np.uint8)
-        assert hues(greys).tolist() == [12, 12, 12, 6]
+        assert hues(greys, 12).tolist() == [12, 12, 12, 6]
 
     def test_pixels_come_in_any_shape_and_may_be_none(self) -> None:
-        assert int(hues(np.array(RED, np.uint8))) == int(hues(np.array(RED, np.uint8) // 2))
+        assert int(hues(np.array(RED, np.uint8), 12)) == int(hues(np.array(RED, np.uint8) // 2, 12))
         image = np.array([[RED, GREEN, YELLOW]], np.uint8)
-        assert hues(image).shape == (1, 3)
-        assert len(np.unique(hues(image))) == 3
-        assert hues(image[:, :0]).shape == (1, 0)
-        assert hues(image[:0]).dtype == np.int32
+        assert hues(image, 12).shape == (1, 3)
+        assert len(np.unique(hues(image, 12))) == 3
+        assert hues(image[:, :0], 12).shape == (1, 0)
+        assert hues(image[:0], 12).dtype == np.int32
 
 
 def test_opening_takes_lines_and_leaves_things() -> None:

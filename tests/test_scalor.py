@@ -61,7 +61,9 @@ def same(a: ScalorState, b: ScalorState) -> bool:
 
 def close(a: ScalorState, b: ScalorState) -> None:
     for field in fields(a):
-        torch.testing.assert_close(getattr(a, field.name), getattr(b, field.name))
+        mine, other = getattr(a, field.name), getattr(b, field.name)
+        # Convolutions round differently in batches of other sizes.
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
 
 class TestState:
@@ -119,7 +121,7 @@ class TestState:
             slots, states = model.step(frame, states, first)
             mine, alone = model.step(frame[3:4], alone, first[3:4])
             close(states[3:4], alone)
-            torch.testing.assert_close(slots[3:4].position, mine.position)
+            torch.testing.assert_close(slots[3:4].position, mine.position, atol=1e-4, rtol=1e-4)
             assert torch.equal(slots[3:4].track_id, mine.track_id)
 
     def test_in_chunks_it_is_the_same(self) -> None:
@@ -303,8 +305,10 @@ class TestDrawing:
 
 class TestLoss:
     def unrolled(self, config: ScalorConfig = FAST) -> tuple[Scalor, list[dict[str, Tensor]]]:
-        model = build(config, bias=0.3).train()
+        model = build(config, bias=1.0).train()
         images = torch.rand(2, 4, 3, *config.frame_size)
+        # Less than half differs from a known background, which is black here.
+        images = images * (torch.rand(2, 4, 1, *config.frame_size) < 0.4)
         first = torch.zeros(2, 4, dtype=torch.bool)
         seen, _ = model.unroll(images, first, model.initial_state(2))
         priors = ScalorPriors(presence=0.1, sigma=0.1)

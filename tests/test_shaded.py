@@ -122,7 +122,7 @@ class TestPieces:
 
     def test_two_that_touch_are_two_and_the_line_between_them_is_none(self) -> None:
         scenery, palette = self.scene()
-        known = hues(np.array([RED, YELLOW, GREEN], np.uint8))
+        known = hues(np.array([RED, YELLOW, GREEN], np.uint8), 12)
         assert set(known) <= set(palette.colours)
         red, yellow, green = (int(np.flatnonzero(palette.colours == hue)[0]) for hue in known)
         assert not palette.joined[green, [red, yellow]].any()
@@ -141,5 +141,5 @@ class TestPieces:
             paint(frame, t, 30, 8, 8, RED)
             paint(frame, t, 30, columns, 8, VIOLET)
         palette = learn_palette(lit(frames), look_at(lit(frames)))
-        hue = int(hues(np.array(VIOLET, np.uint8)))
+        hue = int(hues(np.array(VIOLET, np.uint8), 12))
         assert (hue in palette.colours.tolist()) == known

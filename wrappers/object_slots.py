@@ -5,7 +5,8 @@ Letters: H W pixels, K slots, D features of `what`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -13,10 +14,12 @@ import gymnasium as gym
 import torch
 from gymnasium.core import ActType, RenderFrame
 from gymnasium.utils import RecordConstructorArgs
+from torch import Tensor
 
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.wrappers.choose import choose_perceiver, shows_last_two
+from objrl.wrappers.memory import Memory, restore, save
 from objrl.wrappers.spaces import (
     Array,
     Observation,
@@ -52,14 +55,23 @@ class ObjectSlots(
 
     A reset begins a new episode: nothing is followed across it, and ids go on counting, so that
     none is used twice. A reset with a seed begins everything anew, ids too, so that the same seed
-    gives the same observations.
+    gives the same observations. The step after the end of an episode, which an environment that
+    resets itself answers (`gymnasium.wrappers.Autoreset`), begins a new one as well.
+
+    What is remembered of the past frames can be saved and put back, for a search that tries out
+    actions and for checkpoints. The environment's own state, and what other wrappers count, is
+    saved by other means; in ALE:
+
+        >>> saved = env.get_state(), env.unwrapped.clone_state(include_rng=True)  # doctest: +SKIP
+        >>> env.step(2)                                                           # doctest: +SKIP
+        >>> env.set_state(saved[0])                                               # doctest: +SKIP
+        >>> env.unwrapped.restore_state(saved[1])                                 # doctest: +SKIP
 
     `render()` in mode `rgb_array` draws boxes and ids on the frame. There is a vector version,
     `VectorObjectSlots`.
 
     Attributes:
         perceiver: what sees.
-        slots: (1, K, ·) `Slots` of the last frame, on the host, also the fields left out of `keys`.
 
     Example:
         >>> import ale_py, gymnasium as gym, objrl
@@ -116,8 +128,12 @@ class ObjectSlots(
         rows, features = self.perceiver.max_slots, self.perceiver.what_size
         self._layout = make_layout(rows, features, keys, flatten)
         self.observation_space = self._layout.space()
-        self.slots = Slots.empty(1, rows, features)
-        self._state = self.perceiver.initial_state(1)
+        self._memory = Memory.empty(self.perceiver, 1)
+
+    @property
+    def slots(self) -> Slots:
+        """(1, K, ·) `Slots` of the last frame, on the host, also the fields left out of `keys`."""
+        return self._memory.slots
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -125,25 +141,45 @@ class ObjectSlots(
         """Begin an episode; with a seed, begin the counting of ids as well."""
         frame, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
-            self._state = self.perceiver.initial_state(1)
-        return self._see(frame, is_first=True), info
+            self._memory = Memory.empty(self.perceiver, 1)
+        return self._see(frame, is_first=True, over=False), info
 
     def step(
         self, action: ActType
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Act, and see what comes of it."""
         frame, reward, terminated, truncated, info = self.env.step(action)
-        return self._see(frame, is_first=False), reward, terminated, truncated, info
+        begins = bool(self._memory.begins)
+        observation = self._see(frame, is_first=begins, over=terminated or truncated)
+        return observation, reward, terminated, truncated, info
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Return a copy of what is remembered of the past: named tensors, (1, ...) each.
+
+        It is the perceiver's state, the last slots, and whether the next frame begins an episode;
+        later steps do not change it. `torch.save` writes it, `torch.load` reads it. The same rows
+        of `VectorObjectSlots.get_state()` have the same names.
+        """
+        return save(self._memory)
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `get_state` returned, also in counting ids; it may be used again.
+
+        Raises:
+            ValueError: a state of several environments, or of another perceiver.
+        """
+        self._memory = restore(state, self._memory)
 
     def render(self) -> RenderFrame | list[RenderFrame] | None:
         """Render the environment; in mode `rgb_array` with the boxes and ids of the slots."""
         frame: RenderFrame | list[RenderFrame] | None = annotate(self.env.render(), self.slots)
         return frame
 
-    def _see(self, frame: Array, is_first: bool) -> Observation:
+    def _see(self, frame: Array, is_first: bool, over: bool) -> Observation:
+        """See the next frame, after which the episode is over or not."""
         frames = as_frames(frame, self._frame_shape)
-        slots, self._state = self.perceiver.step(frames, self._state, torch.tensor([is_first]))
-        self.slots = slots.to("cpu")
+        seen = self._memory.see(self.perceiver, frames, torch.tensor([is_first]))
+        self._memory = replace(seen, begins=torch.tensor([bool(over)]))
         return self._layout.single(self.slots, 0)
 
 

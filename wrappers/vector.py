@@ -6,7 +6,7 @@ Letters: N environments, H W pixels, K slots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.wrappers.choose import ENTRY_POINT, choose_perceiver, shows_last_two
+from objrl.wrappers.memory import Memory, map_tensors, restore, save
 from objrl.wrappers.object_slots import plain_arguments
 from objrl.wrappers.spaces import (
     Array,
@@ -45,9 +46,12 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
     `infos["final_obs"]` is an array (N,) of observations, None for episodes that go on, and
     `infos["_final_obs"]` (N,) bool tells which (ALE's own arrays are brought into this form).
 
+    What is remembered of the past frames can be saved and put back (`get_state`, `set_state`), for
+    a search that tries out actions and for checkpoints. The environments' own state, and which of
+    them they will reset next, is saved by other means.
+
     Attributes:
         perceiver: what sees; it lives in this process, also where the environments do not.
-        slots: (N, K, ·) `Slots` of the last frames, on the host.
 
     Example:
         >>> import gymnasium as gym, objrl
@@ -96,9 +100,12 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         self._layout = make_layout(rows, features, keys, flatten)
         self.single_observation_space = self._layout.space()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.slots = Slots.empty(self.num_envs, rows, features)
-        self._state = self.perceiver.initial_state(self.num_envs)
-        self._begins = np.zeros(self.num_envs, dtype=np.bool_)  # whose next frame is a first one
+        self._memory = Memory.empty(self.perceiver, self.num_envs)
+
+    @property
+    def slots(self) -> Slots:
+        """(N, K, ·) `Slots` of the last frames, on the host, also the fields left out of `keys`."""
+        return self._memory.slots
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -114,12 +121,12 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         frames = as_frames(observations, self._frame_shape)
         if mask is None:
             if seed is not None:
-                self._state = self.perceiver.initial_state(self.num_envs)
-            self._see(frames, np.ones(self.num_envs, dtype=np.bool_))
-            self._begins = np.zeros(self.num_envs, dtype=np.bool_)
+                self._memory = Memory.empty(self.perceiver, self.num_envs)
+            mask = np.ones(self.num_envs, dtype=np.bool_)
+            self._see(frames, torch.from_numpy(mask))
         else:
             self._begin(frames, mask)
-            self._begins = self._begins & ~mask
+        self._expect(self._memory.begins.numpy() & ~mask)
         return self._layout.batch(self.slots), infos
 
     def step(self, actions: Any) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
@@ -130,10 +137,28 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         if self._autoreset is AutoresetMode.SAME_STEP and over.any():
             infos = self._see_both_ends(frames, over, infos)
         else:
-            self._see(frames, self._begins)
+            self._see(frames, self._memory.begins)
         if self._autoreset is AutoresetMode.NEXT_STEP:
-            self._begins = over
+            self._expect(over)
         return self._layout.batch(self.slots), rewards, terminations, truncations, infos
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Return a copy of what is remembered of the past: named tensors, (N, ...) each.
+
+        It is the perceiver's state, the last slots, and whose next frame begins an episode; later
+        steps do not change it. `torch.save` writes it, `torch.load` reads it. One environment's
+        rows, `{name: tensor[i : i + 1] for name, tensor in state.items()}`, are a state for
+        `ObjectSlots`.
+        """
+        return save(self._memory)
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `get_state` returned, also in counting ids; it may be used again.
+
+        Raises:
+            ValueError: a state of another number of environments, or of another perceiver.
+        """
+        self._memory = restore(state, self._memory)
 
     def render(self) -> tuple[RenderFrame, ...] | None:
         """Render the environments; in mode `rgb_array` with the boxes and ids of the slots."""
@@ -142,17 +167,20 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
             return None
         return tuple(annotate(frame, self.slots[index]) for index, frame in enumerate(frames))
 
-    def _see(self, frames: Tensor, is_first: Mask) -> None:
+    def _see(self, frames: Tensor, is_first: Tensor) -> None:
         """See the next frame of every environment."""
-        slots, self._state = self.perceiver.step(frames, self._state, torch.from_numpy(is_first))
-        self.slots = slots.to("cpu")
+        self._memory = self._memory.see(self.perceiver, frames, is_first)
+
+    def _expect(self, begins: Mask) -> None:
+        """Note whose next frame is the first of an episode."""
+        self._memory = dataclasses.replace(self._memory, begins=torch.from_numpy(begins))
 
     def _see_both_ends(self, frames: Tensor, over: Mask, infos: dict[str, Any]) -> dict[str, Any]:
         """See the last frames of the episodes that are over, then the first ones of the next."""
         final_frames = np.stack(list(infos["final_obs"][over]))  # of (N,) objects, or ALE's array
         last = frames.clone()
         last[torch.from_numpy(over)] = as_frames(final_frames, self._frame_shape)
-        self._see(last, np.zeros_like(over))
+        self._see(last, torch.zeros(self.num_envs, dtype=torch.bool))
         final = np.full(self.num_envs, None, dtype=object)
         for index in np.flatnonzero(over):
             final[index] = self._layout.single(self.slots, int(index))
@@ -164,33 +192,18 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
         """See the first frame of an episode in some environments; the others stay as they are."""
         host = torch.from_numpy(np.flatnonzero(chosen))
         index = host.to(self.perceiver.device)
-        part = _map(lambda field: field[index], self._state)
+        part = map_tensors(lambda field: field[index], self._memory.state)
         is_first = torch.ones(len(host), dtype=torch.bool)
         slots, part = self.perceiver.step(frames[host], part, is_first)
-        self._state = _map(lambda whole, new: whole.index_copy(0, index, new), self._state, part)
-        self.slots = _map(
-            lambda whole, new: whole.index_copy(0, host, new), self.slots, slots.to("cpu")
+
+        def put(whole: Tensor, new: Tensor) -> Tensor:
+            return whole.index_copy(0, host if whole.device.type == "cpu" else index, new)
+
+        self._memory = dataclasses.replace(
+            self._memory,
+            state=map_tensors(put, self._memory.state, part),
+            slots=map_tensors(put, self._memory.slots, slots.to("cpu")),
         )
-
-
-def _map(change: Callable[..., Tensor], *trees: Any) -> Any:
-    """Apply a function to the tensors of one or several states of the same structure.
-
-    A state is a tensor (N, ...), or a dataclass or tuple of states.
-    """
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return change(*trees)
-    if isinstance(first, tuple):
-        return tuple(_map(change, *parts) for parts in zip(*trees, strict=True))
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first)]
-        changed = {name: _map(change, *(getattr(tree, name) for tree in trees)) for name in names}
-        return dataclasses.replace(first, **changed)
-    raise TypeError(
-        "a perceiver's state: expected tensors (B, ...), or dataclasses or tuples of them, got "
-        f"{type(first).__name__}"
-    )
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -48,6 +48,8 @@ class MedianConfig:
     """Whether large areas of one colour are background wherever they are; `fit` finds it."""
     shaded: bool = False
     """Whether there are light and shadow; `fit` finds it."""
+    colourful: bool = False
+    """Whether moving things have too many colours to be known one by one; `fit` finds it."""
 
     @property
     def max_side(self) -> int:
@@ -158,6 +160,7 @@ class Median(nn.Module):
             colours=len(palette.colours),
             changing=scenery.changing,
             shaded=scenery.shaded,
+            colourful=scenery.colourful,
         )
         model = cls(found)
         for name, value in (
@@ -183,7 +186,7 @@ class Median(nn.Module):
         )
         config = self.config
         scenery = Scenery(
-            *(faces, median, standing, config.changing, config.shaded),
+            *(faces, median, standing, config.changing, config.shaded, config.colourful),
             *(config.max_side, config.threshold),
         )
         return Seen(scenery, Palette(colours, joined), config.min_area)

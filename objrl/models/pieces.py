@@ -74,8 +74,9 @@ def learn_palette(
     for frame in frames:
         far, _ = _moving(frame, scenery)
         for _, colours, counts in _coloured(scenery, frame, far, components(far)[0]):
-            # Between shaded things every mixture of their hues is seen, but of none is there much.
-            enough = counts.sum() / 5 if scenery.shaded else pixels
+            # Between things of many hues every mixture is seen, but of none is there much.
+            hued = scenery.shaded or scenery.colourful
+            enough = counts.sum() / 5 if hued else pixels
             some = sorted(colours[counts >= enough].tolist())
             one.update(some)
             both.update(combinations(some, 2))
@@ -163,8 +164,8 @@ def _split(
     stats[piece, 4] = 0
     for colours in groups:
         mine = np.isin(code, colours) & (far[part] > 0) & inside
-        if scenery.shaded:
-            mine = opened(mine.astype(np.uint8)) > 0
+        if scenery.shaded or scenery.colourful:
+            mine = opened(mine.astype(np.uint8), 3 if scenery.shaded else 2) > 0
         found, more = components(mine.astype(np.uint8))
         # A closing takes no pixel that another group has, before or after.
         free = (found > 0) & inside & ((labels[part] == 0) | mine)

@@ -52,10 +52,13 @@ def large_areas(image: Image, max_side: int, *, shaded: bool = False) -> Image:
 def is_shaded(image: Image) -> bool:
     """Say whether an image has too many colours for areas of one.
 
-    A resized picture has many, too, but only at its edges: most pixels are equal to the next.
+    A resized picture has many, too, but only at its edges: most pixels are equal to the next. So
+    may a crowd of small things, but before one of plain colour.
     """
     code = exact_colours(image)
-    return len(np.unique(code)) > 256 and bool((code[:, 1:] == code[:, :-1]).mean() < 0.62)
+    colours, counts = np.unique(code, return_counts=True)
+    many = len(colours) > 256 and counts.max() < code.size / 4
+    return bool(many and (code[:, 1:] == code[:, :-1]).mean() < 0.62)
 
 
 def _jumps(image: Image, least: float = 0.03) -> tuple[Image, Image]:
@@ -86,9 +89,10 @@ def components(far: Image) -> tuple[Labels, Labels]:
     return connected(closed.astype(np.uint8, copy=False), 8)
 
 
-def opened(mask: Image) -> Image:
-    """Take away from a (H, W) mask what is thinner than three pixels: lines between areas."""
-    thick: Image = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _SQUARE).astype(np.uint8, copy=False)
+def opened(mask: Image, side: int = 3) -> Image:
+    """Take away from a (H, W) mask what is thinner than so many pixels: lines between areas."""
+    square = np.ones((side, side), np.uint8)
+    thick: Image = cv2.morphologyEx(mask, cv2.MORPH_OPEN, square).astype(np.uint8, copy=False)
     return thick
 
 
@@ -171,13 +175,17 @@ def coarse_colours(image: Image) -> Labels:
     return (parts[..., 0] << 8) | (parts[..., 1] << 4) | parts[..., 2]
 
 
-def hues(image: Image) -> Labels:
-    """(…, 3) uint8 -> (…) int32 one of twelve hues, or 12 where there is hardly any."""
+def hues(image: Image, count: int) -> Labels:
+    """(…, 3) uint8 -> (…) int32 one of so many hues, or `count` where there is hardly any.
+
+    `count` divides 180, which is how many OpenCV tells apart.
+    """
     if not image.size:  # which OpenCV refuses
         return np.zeros(image.shape[:-1], np.int32)
     flat = cv2.cvtColor(image.reshape(-1, 1, 3), cv2.COLOR_RGB2HSV).reshape(image.shape)
-    hue = (flat[..., 0].astype(np.int32) + 7) // 15 % 12
-    return np.where(flat[..., 1] < 40, 12, hue).astype(np.int32)
+    wide = 180 // count
+    hue = (flat[..., 0].astype(np.int32) + wide // 2) // wide % count
+    return np.where(flat[..., 1] < 40, count, hue).astype(np.int32)
 
 
 def exact_colours(image: Image) -> Labels:

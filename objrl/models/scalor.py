@@ -22,8 +22,8 @@ from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
 from objrl.models.scalor_parts import Discovery, Propagation, mask_of
-from objrl.models.scalor_state import ScalorState, seat
-from objrl.models.space_background import Static
+from objrl.models.scalor_state import ScalorState, Seats, seat
+from objrl.models.space_background import Static, is_foreign
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.spatial import Layers, extract, overlay, place
 from objrl.perceiver import Decomposition, check_step
@@ -42,9 +42,10 @@ class Scalor(nn.Module):
         self.max_slots, self.what_size = config.max_slots, config.z_what
         known = config.background == "static"
         # Where the background is known, what differs from it is shown too.
-        self.encoder = ImageEncoder(6 if known else 3, table, config.grid)
+        inputs = 6 if known else 3
+        self.encoder = ImageEncoder(inputs, table, config.grid)
         self.glimpses = Glimpses(table, config.z_what)
-        self.propagation = Propagation(config, table)
+        self.propagation = Propagation(config, table, inputs)
         self.discovery = Discovery(config, table)
         self.background: Backdrop | Static | None = None
         if config.background == "decoder":
@@ -79,10 +80,12 @@ class Scalor(nn.Module):
         shown, picture = self._shown(image)
         features, memory = self.encoder(shown, state.memory)
         posterior, followed, tracker = self.propagation(
-            image, features, self.glimpses, state, temperature=temperature, sample=sample
+            *(image, shown, features, self.glimpses, state),
+            temperature=temperature,
+            sample=sample,
         )
-        followed, missed, stopped, stays = self._stop(followed, posterior, state)
-        covered = mask_of(followed, self._covering(followed, missed, stays), config.masks)
+        followed, missed, stopped, stays = self.stop(followed, posterior, state)
+        covered = mask_of(followed, self.covering(followed, missed, stays), config.masks)
         found = self.discovery(
             *(image, features, self.glimpses, covered), temperature=temperature, sample=sample
         )
@@ -90,15 +93,21 @@ class Scalor(nn.Module):
         if config.distinct < 1:
             box = found.objects.z_where
             new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
+        if picture is not None:
+            far = shown[:, 3:].amax(1, keepdim=True) > config.contrast
+            new = new & ~is_foreign(far)[:, None]
         seats = seat(new, found.objects.z_pres[..., 0], stays)
         frame = ScalorFrame(state.alive, posterior, None, followed, found, seats)
-        after = self._remember(frame, state, memory, tracker, missed, stopped, stays)
+        after = self.remember(
+            *(followed, found.objects, seats, state, memory, tracker),
+            *(missed, stopped, stays),
+        )
         if not drawn:
             return frame, after
         prior, prior_state = self.propagation.foresee(state)
         newborn = seats.born[..., None, None]
         after = replace(after, prior=torch.where(newborn, 0.0, prior_state))
-        layers = self._draw(followed.joined(found.objects))
+        layers = self.draw(followed.joined(found.objects))
         background, kl_bg, z_bg, prior_bg = self._explain_rest(image, layers, state, picture)
         frame = replace(
             frame,
@@ -117,7 +126,7 @@ class Scalor(nn.Module):
         picture = self.background.picture(image)
         return torch.cat([image, (image - picture).abs()], dim=1), picture
 
-    def _stop(
+    def stop(
         self, objects: Objects, posterior: Beliefs, state: ScalorState
     ) -> tuple[Objects, Tensor, Tensor, Tensor]:
         """Decide who is followed no longer.
@@ -136,7 +145,7 @@ class Scalor(nn.Module):
         objects = replace(objects, z_pres=objects.z_pres * stays[..., None])
         return objects, missed, stopped, stays
 
-    def _covering(self, objects: Objects, missed: Tensor, stays: Tensor) -> Tensor:
+    def covering(self, objects: Objects, missed: Tensor, stays: Tensor) -> Tensor:
         """Presence (B, K, 1) for the mask that proposals are held against.
 
         Who is out of sight for a moment still holds its place, or it would come back as another.
@@ -144,9 +153,11 @@ class Scalor(nn.Module):
         hidden = (missed > 0) & stays
         return torch.where(hidden[..., None], 1.0, objects.z_pres)
 
-    def _remember(
+    def remember(
         self,
-        frame: ScalorFrame,
+        old: Objects,
+        new: Objects,
+        seats: Seats,
         state: ScalorState,
         memory: Tensor,
         tracker: Tensor,
@@ -155,7 +166,6 @@ class Scalor(nn.Module):
         stays: Tensor,
     ) -> ScalorState:
         """Put the followed and the newborn together."""
-        old, new, seats = frame.propagated, frame.discovered.objects, frame.seats
         here = stays[..., None]
         track_id = torch.where(stays, state.track_id, NO_TRACK)
         track_id = torch.where(seats.born, state.next_id[:, None] + seats.number, track_id)
@@ -184,7 +194,7 @@ class Scalor(nn.Module):
             overflow=state.overflow + seats.overflow,
         )
 
-    def _draw(self, objects: Objects) -> Layers:
+    def draw(self, objects: Objects) -> Layers:
         """Algorithm 3's foreground."""
         return overlay(
             *(objects.appearance, objects.mask * objects.z_pres[..., None, None]),
@@ -207,12 +217,9 @@ class Scalor(nn.Module):
             return seen.image, seen.kl_component, state.z_bg, state.prior_bg
         q = Gaussian.from_raw(self.background.encode(image, layers.alpha))
         z_bg = q.sample() if self.training else q.mean
-        raw, h = self.background.foresee(state.z_bg, state.prior_bg)
-        ahead, first = Gaussian.from_raw(raw), state.fresh[:, None]
-        mean = torch.where(first, 0.0, state.z_bg + ahead.mean)
-        std = torch.where(first, 1.0, ahead.std)
-        kl = gaussian_kl(q, mean, std).sum(1)
-        return self.background.decode(z_bg), kl, z_bg, torch.where(first, 0.0, h)
+        p, h = self.background.foresee(state.z_bg, state.prior_bg, state.fresh)
+        kl = gaussian_kl(q, p.mean, p.std).sum(1)
+        return self.background.decode(z_bg), kl, z_bg, h
 
     def unroll(
         self,
@@ -296,9 +303,9 @@ class Scalor(nn.Module):
         _, state = self.see(
             image, state.begun_anew(is_first.to(self.device)), sample=False, drawn=False
         )
-        return self._slots(image, state), state
+        return self.slots(image, state), state
 
-    def _slots(self, image: Tensor, state: ScalorState) -> Slots:
+    def slots(self, image: Tensor, state: ScalorState) -> Slots:
         """Return what is seen now of who is followed, in tight boxes."""
         here = (state.alive & (state.missed == 0))[..., None]
         box = clip_boxes(self._tight(image, state), self.config.frame_size)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.nn.blocks import Conv, conv_stack
+from objrl.nn.distributions import Gaussian
+from objrl.nn.spatial import extract
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Table:
         glimpse_decoder: from z_what to almost a glimpse; a last convolution draws it.
         head_up: sub-pixel factor of that last one.
         attention: channels of the attended part of the map, and its side in taps.
+        search: side in taps of the window of pixels that is searched instead; 0 for the map.
         tracker: size of the tracker RNN.
         prior: size of the prior's RNN.
         hidden: width of the small networks.
@@ -46,6 +49,7 @@ class Table:
     glimpse_decoder: tuple[Conv, ...]
     head_up: int
     attention: tuple[int, int]
+    search: int
     tracker: int
     prior: int
     hidden: int
@@ -115,6 +119,7 @@ def paper_table(canvas: int, cell: int, glimpse: int) -> Table:
         glimpse_decoder=tuple(decoder),
         head_up=1,
         attention=(64, 4),
+        search=0,
         tracker=128,
         prior=64,
         hidden=128,
@@ -139,6 +144,7 @@ def fast_table(cell: int) -> Table:
         glimpse_decoder=(_conv(32, 1, up=4), _conv(16, 3, up=2)),
         head_up=2,
         attention=(16, 4),
+        search=16,
         tracker=64,
         prior=32,
         hidden=64,
@@ -222,6 +228,45 @@ class Glimpses(nn.Module):
         return drawn[:, :, :3], drawn[:, :, 3:]
 
 
+class Search(nn.Module):
+    """Looks for an object around its last place, knowing how it looks: ours, for the fast layers.
+
+    The map that the paper attends to has a few taps for half of the canvas; where an object moves
+    by much of its size in a frame, its displacement cannot be read off them. Here it can: pixels
+    are weighed by how well they agree with z_what, and their mean place is the displacement.
+    """
+
+    def __init__(self, inputs: int, table: Table, z_what: int, step: float, blur: int) -> None:
+        super().__init__()
+        self.taps, self.step, self.blur = table.search, step, blur
+        channels = 16
+        self.first = conv_stack(inputs, [Conv(channels, 4, 2)])
+        self.wanted = nn.Linear(z_what, 2 * channels)
+        self.second = conv_stack(channels, [Conv(channels, 3, 1, 4)])
+        self.score = nn.Conv2d(channels, 1, 1)
+        self.last = conv_stack(channels, [Conv(32, 4, 2, 4)])
+        self.head = nn.Linear(32 * (self.taps // 4) ** 2, table.hidden)
+
+    def forward(self, shown: Tensor, z_where: Tensor, z_what: Tensor) -> tuple[Tensor, Tensor]:
+        """Search (B, C, H, W) for (B, K, ·) objects.
+
+        Returns:
+            What is around them (B, K, hidden), and where they have gone (B, K, 2), as a part of the
+            furthest step.
+        """
+        if self.blur > 1:
+            shown = F.avg_pool2d(shown, self.blur)
+        reach = (self.step + z_where[..., :2]).detach()
+        around = extract(shown, torch.cat([reach, z_where[..., 2:].detach()], -1), self.taps)
+        scale, shift = self.wanted(z_what).flatten(0, 1)[..., None, None].chunk(2, dim=1)
+        seen = self.second(self.first(around.flatten(0, 1)) * (1 + scale) + shift)
+        share = self.score(seen).flatten(1).softmax(1).view(*z_where.shape[:2], *seen.shape[2:])
+        axis = (2 * torch.arange(share.shape[-1], device=share.device) + 1) / share.shape[-1] - 1
+        mean = torch.stack([(share.sum(2) * axis).sum(-1), (share.sum(3) * axis).sum(-1)], dim=-1)
+        code = self.head(self.last(seen).flatten(1))
+        return code.unflatten(0, z_where.shape[:2]), mean * reach / self.step
+
+
 class Backdrop(nn.Module):
     """BackgroundEncoder and BackgroundDecoder of Algorithm 3, and the transition p(z_bg | past)."""
 
@@ -248,10 +293,12 @@ class Backdrop(nn.Module):
         small = torch.sigmoid(self.paint(self.decoder(z_bg[:, :, None, None])))
         return F.interpolate(small, self.canvas, mode="bilinear", align_corners=False)
 
-    def foresee(self, z_bg: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the raw (B, 2 Z) of p(z_bg | z_bg before), a displacement, and the next h."""
-        h = self.rnn(z_bg, h)
-        return self.transition(h), h
+    def foresee(self, z_bg: Tensor, h: Tensor, fresh: Tensor) -> tuple[Gaussian, Tensor]:
+        """Return p(z_bg | z_bg before) and the next h; N(0, 1) where (B,) nothing was seen yet."""
+        h, first = self.rnn(z_bg, h), fresh[:, None]
+        step = Gaussian.from_raw(self.transition(h))
+        mean = torch.where(first, 0.0, z_bg + step.mean)
+        return Gaussian(mean, torch.where(first, 1.0, step.std)), torch.where(first, 0.0, h)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, Proposals
-from objrl.models.scalor_networks import Glimpses, Table, mlp
+from objrl.models.scalor_networks import Glimpses, Search, Table, mlp
 from objrl.models.scalor_state import ScalorState
 from objrl.nn.blocks import Conv, conv_stack
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
@@ -40,12 +40,19 @@ def draw_presence(logit: Tensor, temperature: float, sample: bool) -> Tensor:
 class Propagation(nn.Module):
     """Follows every object by a tracker RNN, all at once."""
 
-    def __init__(self, config: ScalorConfig, table: Table) -> None:
+    def __init__(self, config: ScalorConfig, table: Table, inputs: int) -> None:
         super().__init__()
         self.config, (channels, self.taps) = config, table.attention
         h, d, hidden = table.tracker, config.z_what, table.hidden
-        self.attend = conv_stack(table.memory[1], [Conv(channels, 1, 1, 4)])
-        self.attended = nn.Linear(channels * self.taps**2, hidden)
+        self.hidden = hidden
+        self.search: Search | None = None
+        if table.search:
+            # So that taps are at most 1.5 pixels apart for what is small.
+            blur = max(1, round(config.step * config.frame_size[1] / (1.5 * table.search)))
+            self.search = Search(inputs, table, d, config.step, blur)
+        else:
+            self.attend = conv_stack(table.memory[1], [Conv(channels, 1, 1, 4)])
+            self.attended = nn.Linear(channels * self.taps**2, hidden)
         self.tracker_input = nn.Linear(hidden + d + 4 + 4 + 1, h)
         self.tracker = nn.GRUCell(h, h)
         self.where = mlp(h + d + 4 + 4 + hidden, hidden, 8)
@@ -60,6 +67,7 @@ class Propagation(nn.Module):
 
     def forward(
         self,
+        image: Tensor,
         shown: Tensor,
         features: Tensor,
         glimpses: Glimpses,
@@ -71,7 +79,8 @@ class Propagation(nn.Module):
         """Find every object again.
 
         Args:
-            shown: (B, C, H, W) the image, of which glimpses are taken.
+            image: (B, 3, H, W), of which glimpses are taken.
+            shown: (B, C, H, W) what the image encoder is shown, which is searched.
             features: (B, C, G, G).
             glimpses: encoder and decoder.
             state: of the frame before.
@@ -82,18 +91,21 @@ class Propagation(nn.Module):
             Posterior, latents (z_pres 0 in free rows), and the tracker RNN's next state.
         """
         alive = state.alive[..., None]
-        attended = self._look(features, state.z_where)
+        attended, gone = self._look(shown, features, state)
         past = torch.cat([attended, state.z_what, state.z_where, state.bias, state.z_pres], dim=-1)
         h = self.tracker(self.tracker_input(past).flatten(0, 1), state.tracker.flatten(0, 1))
         h = h.unflatten(0, past.shape[:2])
         raw = self.where(torch.cat([h, state.z_what, state.z_where, state.bias, attended], -1))
         mean, std = raw.chunk(2, dim=-1)
+        if gone is not None:
+            raw_step = torch.atanh(gone.clamp(-0.95, 0.95))
+            mean = torch.cat([mean[..., :2], mean[..., 2:] + raw_step], dim=-1)
         # Begins certain: the authors take 2 from the raw deviation.
         where = Gaussian(mean, F.softplus(std - 2) + 1e-4)
         bias = draw(where, sample)
         z_where = self.moved(bias, state.z_where)
         seen = Gaussian.from_raw(
-            glimpses.encode(extract(shown, torch.where(alive, z_where, 1.0), glimpses.side))
+            glimpses.encode(extract(image, torch.where(alive, z_where, 1.0), glimpses.side))
         )
         known = Gaussian.from_raw(self.what(h))
         new, old = torch.sigmoid(self.gates(torch.cat([h, attended], -1))).chunk(2, dim=-1)
@@ -123,7 +135,9 @@ class Propagation(nn.Module):
     def foresee(self, state: ScalorState) -> tuple[Beliefs, Tensor]:
         """Return p(z_t | z_<t) of every object and the next state of the prior's RNN, (B, K, 2, ·).
 
-        The paper does not say what is before an object's second frame: the RNN begins at zero.
+        The paper does not say what is before an object's second frame: the RNN begins at zero. And
+        its heads tell latents, ours how they change: objects look as they did and go on as they
+        went, before anything is learnt.
         """
         past = torch.cat(
             [state.z_what, state.z_where, state.bias, state.z_depth, state.z_pres], dim=-1
@@ -133,23 +147,35 @@ class Propagation(nn.Module):
         )
         heads = self.prior_heads(h).unflatten(0, past.shape[:2])
         logit, where, depth, what = heads.split([1, 8, 2, heads.shape[-1] - 11], dim=-1)
+        # The bias of the newborn is where in its cell it was found, and not how far it went.
+        went = torch.where(state.newborn[..., None], 0.0, state.bias[..., 2:])
+        before = torch.cat([state.bias[..., :2], went], dim=-1), state.z_depth, state.z_what
+        changes = (Gaussian.from_raw(raw) for raw in (where, depth, what))
         beliefs = Beliefs(
             logit + 5,  # 0.993: objects seldom leave
-            *(Gaussian.from_raw(raw) for raw in (where, depth, what)),
+            *(Gaussian(b + q.mean, q.std) for b, q in zip(before, changes, strict=True)),
         )
         return beliefs, torch.stack([h, c], dim=1).view(*past.shape[:2], 2, -1)
 
-    def _look(self, features: Tensor, z_where: Tensor) -> Tensor:
-        """Attend to the map around where the objects were: (B, K, ·)."""
-        batch, rows = z_where.shape[:2]
+    def _look(
+        self, shown: Tensor, features: Tensor, state: ScalorState
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to what is around where the objects were.
+
+        Returns:
+            (B, K, ·), and (B, K, 2) how far they have gone where that is searched for.
+        """
+        z_where = state.z_where
         if not self.config.attention:
-            return features.new_zeros(batch, rows, self.attended.out_features)
+            return features.new_zeros(*z_where.shape[:2], self.hidden), None
+        if self.search is not None:
+            code, gone = self.search(shown, z_where, state.z_what)
+            return code, gone
         around = torch.cat(
             [torch.full_like(z_where[..., :2], self.config.attended), z_where[..., 2:].detach()], -1
         )
         cut = extract(self.attend(features), around, self.taps)
-        looked: Tensor = self.attended(cut.flatten(2))
-        return looked
+        return self.attended(cut.flatten(2)), None
 
 
 class Discovery(nn.Module):

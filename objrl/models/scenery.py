@@ -43,6 +43,10 @@ CHANGING = 0.03
 from which on a background counts as changing: 0.1 in Riverraid, whose banks scroll, 0.4 in
 Air Raid, whose sky flips, 0 to 0.02 in eighteen games whose background stands still."""
 
+COLOURFUL = 256
+"""Coarse colours of moving things from which on they are told apart by their hues: an Atari 2600
+has 128."""
+
 
 @dataclass(frozen=True)
 class _Pixels:
@@ -70,6 +74,7 @@ class Scenery:
         standing: (H, W) int32 those objects, one label from 1 on each, 0 elsewhere.
         changing: whether large areas of one colour are background wherever they are.
         shaded: whether there are light and shadow, and so hardly two pixels of one colour.
+        colourful: whether moving things have too many colours to be known one by one.
         max_side: longest side in pixels of what may be an object.
         threshold: least difference in any channel, of 255, that counts.
     """
@@ -79,6 +84,7 @@ class Scenery:
     standing: Labels
     changing: bool
     shaded: bool
+    colourful: bool
     max_side: int
     threshold: int
 
@@ -96,7 +102,9 @@ class Scenery:
 
     def colours(self, pixels: Image) -> Labels:
         """(…, 3) uint8 -> (…) int32 a number for what counts as one colour."""
-        return hues(pixels) if self.shaded else coarse_colours(pixels)
+        if self.shaded:
+            return hues(pixels, 12)
+        return hues(pixels, 36) if self.colourful else coarse_colours(pixels)
 
     def still_there(self, frame: Image, share: float = 0.9) -> Labels:
         """(H, W, 3) -> (H, W) int32, the labels of the standing objects that a frame shows whole.
@@ -163,9 +171,16 @@ def survey(frames: Image, *, max_side: int, threshold: int) -> Scenery:
         standing=_standing(median, usual, some, threshold),
         changing=float(np.mean(odd)) > CHANGING,
         shaded=shaded,
+        colourful=_colours_of(some, usual, threshold) > COLOURFUL,
         max_side=max_side,
         threshold=threshold,
     )
+
+
+def _colours_of(frames: Image, usual: Image, threshold: int) -> int:
+    """Count the colours of what is not background."""
+    seen = [np.unique(coarse_colours(f[differs(f, usual, threshold) > 0])) for f in frames]
+    return len(np.unique(np.concatenate(seen)))
 
 
 def median_frame(frames: Image) -> Image:

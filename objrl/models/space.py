@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from objrl.frames import to_image
 from objrl.models.boxes import clip_boxes, repeated, tight_boxes
-from objrl.models.space_background import BackgroundOutput, Components, Smooth, Static
+from objrl.models.space_background import BackgroundOutput, Components, Smooth, Static, is_foreign
 from objrl.models.space_foreground import Cells, Foreground, SpaceConfig
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
 from objrl.nn.spatial import Layers, composite, composite_dense, extract, place
@@ -71,11 +71,6 @@ class SpaceOutput:
         darkens half-transparent edges, so the likelihood has it so and the picture has not.
         """
         return self.foreground.mean + (1 - self.foreground.alpha) * self.background.image
-
-
-FOREIGN = 0.5
-"""Part of a frame that differs from a known background from which on no object is reported: Pong's
-first frame is green where all others are brown."""
 
 
 class Space(nn.Module):
@@ -215,8 +210,7 @@ class Space(nn.Module):
         known = self._background_is_known
         far = shown[:, 3:].amax(1, keepdim=True) > self.config.contrast if known else shown[:, :0]
         if known:  # what is nowhere like the background is another scene, and its things unknown
-            foreign = far.flatten(1).float().mean(1) > FOREIGN
-            presence = presence * ~foreign[:, None, None]
+            presence = presence * ~is_foreign(far)[:, None, None]
         glimpses = extract(torch.cat([shown[:, :3], far], dim=1), where, net.glimpse)
         z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
         outline = glimpses[:, :, 3] if known else self.masks(z_what)

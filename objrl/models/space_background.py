@@ -195,6 +195,16 @@ class Components(nn.Module):
         return BackgroundOutput(mean, self._masks(z_mask), none, none)
 
 
+FOREIGN = 0.5
+"""Part of a frame that differs from a known background from which on no object is reported: Pong's
+first frame is green where all others are brown."""
+
+
+def is_foreign(far: Tensor) -> Tensor:
+    """(B, 1, H, W) bool, what differs from a known background -> (B,) bool: another scene."""
+    return far.flatten(1).float().mean(1) > FOREIGN
+
+
 class Static(nn.Module):
     """One component: a picture known beforehand plus a residual of a few latents on a coarse map.
 

@@ -151,7 +151,8 @@ def write_results(
 def _shipped_by_game() -> dict[str, list[Weights]]:
     """Weights by game, main games first; those of one game alone before those of many."""
     by_game: dict[str, list[Weights]] = {}
-    for weights in sorted(list_weights(), key=_is_joint):
+    detectors = [weights for weights in list_weights() if weights.model != "scalor"]
+    for weights in sorted(detectors, key=_is_joint):
         for game in dict.fromkeys(map(game_of, weights.env_ids)):
             by_game.setdefault(game, []).append(weights)
     others = sorted(set(by_game) - set(MAIN_GAMES))

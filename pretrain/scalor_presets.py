@@ -4,7 +4,8 @@
 it leaves out is the authors' advice in their issues 3 and 5), `scalor-paper-crowd` is its Task 2,
 whose configuration the authors published. `scalor-fast` is small, takes sizes and background from
 the frames, and is shown without labels what moves (`pretrain/scalor_task.py`); its schedules are
-in fractions of the run.
+in fractions of the run. `scalor-fast-alone` is that without the teacher, `-no_rejection`,
+`-no_attention` and `-neither` lack more: they are for the paper's ablation.
 """
 
 from __future__ import annotations
@@ -87,6 +88,47 @@ def _task_1(density: str, background: Literal["none", "decoder"] = "none") -> Sc
     return replace(_TASK_1, model=model)
 
 
+_FAST = ScalorRecipe(
+    model=ScalorConfig(
+        architecture="fast",
+        z_what=16,
+        background="static",
+        anchor=None,
+        mask_stride=4,
+        distinct=0.6,
+        step=0.3,
+    ),
+    steps=1500,
+    unit="run",
+    batch=2,
+    length=8,
+    optimizer="adam",
+    lr=1e-3,
+    decay=Linear(1.0, 0.1, 0.5, 1.0),
+    presence=Linear(0.1, 1e-3, 0.0, 0.4),
+    temperature=Linear(1.0, 0.5, 0.0, 0.4),
+    sigma=0.1,
+    detach_until=0.3,
+    self_configure=True,
+    taught=Linear(100.0),
+    split_weight=5.0,
+)
+
+ABLATION = {
+    "alone": (True, True),
+    "no_attention": (True, False),
+    "no_rejection": (False, True),
+    "neither": (False, False),
+}
+"""Without the teacher, with or without rejection and attention: the paper's Fig. 8 a, b."""
+
+
+def _ablation(rejection: bool, attention: bool) -> ScalorRecipe:
+    """Ours, with nothing but the frames to learn from: a teacher would hide what is missing."""
+    model = replace(_FAST.model, rejection=rejection, attention=attention, distinct=1.0)
+    return replace(_FAST, model=model, taught=Linear(0.0))
+
+
 SCALOR: dict[str, ScalorRecipe] = {
     **{f"scalor-paper-{density.lower()}": _task_1(density) for density in DENSITIES},
     "scalor-paper-md_background": _task_1("MD", "decoder"),
@@ -95,29 +137,6 @@ SCALOR: dict[str, ScalorRecipe] = {
         batch=20,
         lr=4e-5,
     ),
-    "scalor-fast": ScalorRecipe(
-        model=ScalorConfig(
-            architecture="fast",
-            z_what=16,
-            background="static",
-            anchor=None,
-            mask_stride=4,
-            distinct=0.6,
-            step=0.3,
-        ),
-        steps=1500,
-        unit="run",
-        batch=2,
-        length=8,
-        optimizer="adam",
-        lr=1e-3,
-        decay=Linear(1.0, 0.1, 0.5, 1.0),
-        presence=Linear(0.1, 1e-3, 0.0, 0.4),
-        temperature=Linear(1.0, 0.5, 0.0, 0.4),
-        sigma=0.1,
-        detach_until=0.3,
-        self_configure=True,
-        taught=Linear(100.0),
-        split_weight=5.0,
-    ),
+    "scalor-fast": _FAST,
+    **{f"scalor-fast-{name}": _ablation(*parts) for name, parts in ABLATION.items()},
 }

@@ -17,12 +17,18 @@ from objrl.atomic import write_atomically
 from objrl.perceiver import model_of
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
+from objrl.pretrain.tracks import TrackReport, read_tracks, run_tracks
 from objrl.pretrain.truth import join_truth, read_truth
 from objrl.weights import load, read_header, register, save_weights
 from objrl.weights.registry import FOLDER
 
 # What a user compares: the rest of an evaluation is in its own JSON.
 _SCORES = ("f1_centre", "f1_iou", "count_error_centre", "ap50", "ap50_95", "mse")
+_TRACK_SCORES = tuple(
+    f"{score}_{rule}"
+    for rule in ("iou", "distance")
+    for score in ("mota", "idf1", "hota", "precision", "recall", "id_switches", "count_error")
+)
 
 _MODEL = {
     "model": "{}",
@@ -53,6 +59,8 @@ class ShipConfig:
     """Gymnasium ids that it is for."""
     truth: tuple[Path, ...] = ()
     """Files of labelled frames to score it on, together; never seen in training."""
+    tracks: Path | None = None
+    """A file of labelled sequences to score it on as it follows; never seen in training."""
     misses: str = ""
     """What it is known to miss, in a sentence, for the card."""
 
@@ -66,13 +74,18 @@ def ship(config: ShipConfig) -> Path:
     """
     header = read_header(config.weights)
     perceiver = load(config.weights, device="cpu")
-    report, metrics = None, dict(header["metrics"])
+    report, followed, metrics = None, None, dict(header["metrics"])
     if config.truth:
         labelled = join_truth([read_truth(path) for path in config.truth])
         report = evaluate_perceiver(perceiver, labelled.frames, labelled.truth)
         scores = report.metrics()
         metrics |= {name: round(scores[name], 4) for name in _SCORES if name in scores}
-    card = _card(config, header, metrics, report)  # before anything is shipped that lacks one
+    if config.tracks:
+        followed = run_tracks(perceiver, read_tracks(config.tracks))
+        scores = followed.metrics()
+        metrics |= {name: round(scores[name], 4) for name in _TRACK_SCORES}
+    # Before anything is shipped that lacks one.
+    card = _card(config, header, metrics, report, followed)
     with tempfile.TemporaryDirectory() as folder:
         scored = save_weights(
             *(Path(folder, "scored.safetensors"), model_of(perceiver)),
@@ -88,12 +101,16 @@ def ship(config: ShipConfig) -> Path:
 
 
 def _card(
-    config: ShipConfig, header: dict[str, Any], metrics: dict[str, float], report: Report | None
+    config: ShipConfig,
+    header: dict[str, Any],
+    metrics: dict[str, float],
+    report: Report | None,
+    followed: TrackReport | None,
 ) -> str:
     data = {**header["data"], "sha256": str(header["data"].get("sha256", "?"))[:16]}
     training = header["training"]
     rows = {
-        "for": ", ".join(config.env_ids),
+        "for": ", ".join(config.env_ids) or "no environment",
         "model": _say({"model": header["model"], **header["config"]}, _MODEL),
         "data": _say(data, _DATA),
         "preset": _say(training, _PRESET),
@@ -121,6 +138,15 @@ def _card(
         lines += [
             f"| {name} | {row['objects']} | {row['recall_centre']:.2f} | {row['recall_iou']:.2f} |"
             for name, row in report.classes().items()
+        ]
+    if config.tracks and followed is not None:
+        lines += ["", f"`mota`, `idf1` and what follows them: `{config.tracks.name}`, "]
+        lines[-1] += f"{len(followed.found)} sequences, followed frame by frame "
+        lines[-1] += "(`objrl evaluate --tracks`; docs/tracking.md says what the scores are)."
+        lines += ["", "| class | objects | switches of identity by IoU |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {row['objects']:.0f} | {row['id_switches']:.0f} |"
+            for name, row in followed.classes.items()
         ]
     misses = config.misses or (_missed(report) if report is not None else "")
     if misses:

@@ -151,6 +151,7 @@ def _warn_if_poor(weights: Weights) -> None:
     """Say so if a detector is shipped although it did not come out well."""
     for score, meaning in (
         ("f1_centre", "F1 by centre against true boxes"),
+        ("idf1_distance", "IDF1 by distance against true tracks"),
         ("val_agreement", "agreement with the no-learning baseline"),
     ):
         if score in weights.metrics:

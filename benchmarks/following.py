@@ -34,9 +34,8 @@ from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_loss import ScalorPriors, elbo_terms
 from objrl.perceiver import FramePerceiver, Perceiver
-from objrl.pretrain.presets import SCALOR
 from objrl.pretrain.reading import sample
-from objrl.pretrain.scalor_presets import ABLATION
+from objrl.pretrain.scalor_presets import ABLATION, SCALOR
 from objrl.pretrain.scalor_task import ScalorTask, Sequences
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.tracks import TrackReport, Tracks, follow, read_tracks, run_tracks
@@ -386,9 +385,9 @@ def _sprites_table(part: dict[str, Any], folder: Path) -> list[str]:
         *("", "## Moving sprites", ""),
         "The paper's task 1 on our data ([synthetic.md](synthetic.md)), by distance within 2 "
         "sizes, as the paper counts. *Paper* is its table 1, of data that was never published. "
-        "*Median* is the baseline without learning with our tracker, which is also the teacher. The bound is "
-        "the negative ELBO in nats a pixel and frame at a standard deviation of 0.1, one sample. "
-        "*Discovered* counts births a sequence, beside the identities that there are. "
+        "*Median* is the baseline without learning with our tracker, which is also the teacher. "
+        "The bound is the negative ELBO in nats a pixel and frame at a standard deviation of 0.1, "
+        "one sample. *Discovered* counts births a sequence, beside the identities that there are. "
         f"{part['machine']}.",
         "",
         "| setting | MOTA | paper | median | IDF1 | HOTA | precision | recall | switches | "

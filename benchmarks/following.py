@@ -238,7 +238,7 @@ def _training(config: ScalorConfig, device: torch.device) -> Work:
     def step() -> None:
         loss, _ = task(batch, 1.0)  # gradients through all frames
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     return step

@@ -70,7 +70,7 @@ def _sizes(pixels: float) -> tuple[float, float, float, float]:
 
 
 _TASK_1 = ScalorRecipe(
-    model=ScalorConfig(z_what=8, max_slots=64, background="none"),
+    model=ScalorConfig(z_what=8, max_slots=64, background="none", doubled=1.0),
     presence=Linear(0.1, 1e-4, 0, 500),
     sigma=0.2,
 )
@@ -133,7 +133,7 @@ SCALOR: dict[str, ScalorRecipe] = {
     **{f"scalor-paper-{density.lower()}": _task_1(density) for density in DENSITIES},
     "scalor-paper-md_background": _task_1("MD", "decoder"),
     "scalor-paper-crowd": ScalorRecipe(
-        model=ScalorConfig(frame_size=(128, 128), cell=16, glimpse=64),
+        model=ScalorConfig(frame_size=(128, 128), cell=16, glimpse=64, doubled=1.0),
         batch=20,
         lr=4e-5,
     ),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objrl.models.boxes import clip_boxes, repeated, tight_boxes
+from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
 from objrl.models.space import Space, SpaceConfig
 from objrl.models.space_background import Static
 
@@ -144,6 +144,12 @@ class TestRepeated:
     def test_other_frames_do_not_count(self) -> None:
         box = torch.tensor([0.2, 0.1, 0.0, 0.0]).expand(2, 1, 4)
         assert not repeated(box, torch.ones(2, 1, 1), 0.6).any()
+
+    def test_of_two_on_one_place_the_younger_is_double(self) -> None:
+        box = torch.tensor([[0.2, 0.1, 0.0, 0.0], [0.2, 0.1, 0.01, 0.0], [0.2, 0.1, 0.5, 0.0]])
+        ids = torch.tensor([[5, 2, 1], [2, -1, 1]])
+        found = doubled(box.expand(2, 3, 4), ids, 0.85)
+        assert found.tolist() == [[True, False, False], [False, False, False]]
 
     def test_a_detector_shows_an_object_once(self) -> None:
         """All cells see the same thing; with `distinct` at 1, every row is shown."""

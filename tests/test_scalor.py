@@ -30,6 +30,7 @@ FAST = ScalorConfig(
     mask_stride=4,
     anchor=None,
     distinct=0.6,
+    doubled=1.0,
 )
 
 
@@ -41,6 +42,14 @@ def build(config: ScalorConfig = FAST, bias: float = 0.0, seed: int = 0) -> Scal
     with torch.no_grad():
         model.discovery.heads.bias[0] = bias
     return model
+
+
+def sure(model: Scalor) -> None:
+    """Follow as a trained model does: nothing moves, and all is sure."""
+    with torch.no_grad():
+        for head in (model.propagation.where, model.propagation.pres):
+            for parameter in head[-1].parameters():
+                parameter.zero_()
 
 
 def frames(count: int, batch: int, size: tuple[int, int] = (32, 40), seed: int = 0) -> Tensor:
@@ -166,11 +175,7 @@ class TestState:
         model = build(bias=0.3)
         frame, state = frames(1, 1)[0], model.initial_state(1)
         _, state = model.step(frame, state, firsts(1, 0))
-        # Follow as a trained model does: nothing moves, and all is sure.
-        with torch.no_grad():
-            for head in (model.propagation.where, model.propagation.pres):
-                for parameter in head[-1].parameters():
-                    parameter.zero_()
+        sure(model)
         ids = state.track_id
         for _ in range(300):
             slots, state = model.step(frame, state, firsts(1))
@@ -252,6 +257,19 @@ class TestDeath:
         alive = self.followed(replace(FAST, patience=2), -1.0, 4)
         assert alive[0] == alive[1] > 0
         assert alive[2:] == [0, 0]
+
+    def test_of_two_rows_on_one_object_the_younger_gives_up(self) -> None:
+        model = build(replace(FAST, doubled=0.85, patience=1), bias=-5.0)
+        frame, state = frames(1, 1)[0], model.initial_state(1)
+        sure(model)
+        ids = torch.tensor([[4, 3, 7, -1, -1, -1]])
+        where = torch.tensor([0.2, 0.2, 0.1, 0.0]).expand(1, 6, 4).clone()
+        where[0, 2, 2:] = -0.6
+        state = replace(state, track_id=ids, z_where=where, next_id=torch.tensor([8]))
+        for _ in range(2):
+            slots, state = model.step(frame, state, firsts(1))
+            assert slots.track_id[0, :3, 0].tolist() == [NO_TRACK, 3, 7]
+        assert not (state.track_id == 4).any()
 
     def test_by_the_authors_rule_every_track_ends(self) -> None:
         alive = self.followed(replace(FAST, deletion="paper"), 0.3, 30)

@@ -29,6 +29,21 @@ def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
     one further up by an IoU above `distinct`, be that one a repetition or not: all at once, so
     that there is no loop over boxes.
     """
+    same = (overlaps(box) > distinct) & (presence > 0).mT
+    return same.tril(diagonal=-1).any(2, keepdim=True)
+
+
+def doubled(box: Tensor, track_id: Tensor, distinct: float) -> Tensor:
+    """(B, K, 4) boxes of (B, K) int64 identities -> (B, K) bool: is on one that is older.
+
+    Two rows may come to follow one object; it was the elder's. A free row is nobody's elder.
+    """
+    elder = (track_id[:, None] >= 0) & (track_id[:, None] < track_id[:, :, None])
+    return (elder & (overlaps(box) > distinct)).any(2)
+
+
+def overlaps(box: Tensor) -> Tensor:
+    """(B, K, 4) boxes -> (B, K, K) their IoU with each other."""
     scale, centre = box[..., :2], box[..., 2:]
     low, high = centre - scale, centre + scale
     shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
@@ -36,9 +51,7 @@ def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
     )
     both = shared.clamp(min=0).prod(-1)
     area = (high - low).prod(-1)
-    iou = both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
-    same = (iou > distinct) & (presence > 0).mT
-    return same.tril(diagonal=-1).any(2, keepdim=True)
+    return both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from objrl.frames import check_frames, to_image
-from objrl.models.boxes import clip_boxes, repeated, tight_boxes
+from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
@@ -137,6 +137,8 @@ class Scalor(nn.Module):
         gone = 1 - objects.z_pres[..., 0]
         stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
         unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
+        if self.config.doubled < 1:
+            unseen = unseen | doubled(objects.z_where, state.track_id, self.config.doubled)
         missed = torch.where(state.alive & unseen, state.missed + 1, 0)
         if self.config.deletion == "paper":
             stays = state.alive & (stopped < 0.6)

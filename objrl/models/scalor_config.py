@@ -63,6 +63,9 @@ class ScalorConfig:
     """Pixels of the canvas a side for one of the masks that are compared."""
     distinct: float = 1.0
     """IoU with a likelier proposal's box from which on a proposal is the same object again."""
+    doubled: float = 0.85
+    """IoU with an older object's box from which on a followed object counts as not seen: both
+    follow the same. 1 for the paper, which has no such rule."""
     birth: float = 0.7
     """Presence above which a proposal becomes an object that is followed."""
     death: float = 0.5

@@ -163,11 +163,14 @@ class Course:
         """Steps of the attempts before this one."""
         return self.asked - self.planned
 
-    def see(self, health: Health, step: int, steps: int, *, may_change: bool) -> Advice:
+    def see(
+        self, health: Health, step: int, steps: int, *, may_change: bool, may_end: bool = True
+    ) -> Advice:
         """Take in a look at a step, of so many, and say what follows.
 
         A collapse that two looks on end have seen calls for another attempt, while there is time
-        for one. A run whose recipe `may_change` also ends early, at the end of its schedules.
+        for one. A run whose recipe `may_change` also ends early, at the end of its schedules, if it
+        `may_end`.
         """
         before, self.trouble = self.trouble, health.trouble
         self.agreements.append(health.agreement)
@@ -178,7 +181,7 @@ class Course:
                 return "begin again"
             return "go on" if before == self.trouble else "warn"
         early = self.converged is None and self.end_of(step) < steps
-        if may_change and early and has_converged(self.agreements):
+        if may_change and may_end and early and has_converged(self.agreements):
             self.converged = step
             return "end"
         return "go on"

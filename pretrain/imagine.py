@@ -210,18 +210,20 @@ def _compare(
     there: list[Tensor] = []
     for t, now in enumerate(followed.slots):
         both = last.mask & now.mask & (last.track_id == now.track_id)[..., 0]
+        # The same objects for all: who imagines the hard ones away is not the better for it.
+        here = both & drawn.slots[t].mask & likeliest.slots[t].mask
 
-        def off(position: Tensor, here: Tensor, goal: Tensor = now.position) -> Tensor:
+        def off(position: Tensor, here: Tensor = here, goal: Tensor = now.position) -> Tensor:
             return torch.where(here, ((position - goal) * side).norm(dim=-1), torch.nan)
 
         guesses = {
-            "imagined": (drawn.slots[t].position, both & drawn.slots[t].mask),
-            "likeliest": (likeliest.slots[t].position, both & likeliest.slots[t].mask),
-            "constant velocity": (last.position + (t + 1) * last.velocity, both),
-            "standing still": (last.position, both),
+            "imagined": drawn.slots[t].position,
+            "likeliest": likeliest.slots[t].position,
+            "constant velocity": last.position + (t + 1) * last.velocity,
+            "standing still": last.position,
         }
-        for name, (position, here) in guesses.items():
-            distances.setdefault(name, []).append(off(position, here))
+        for name, position in guesses.items():
+            distances.setdefault(name, []).append(off(position))
         there.append(torch.where(both, drawn.slots[t].mask.float(), torch.nan))
 
     def error(guess: Tensor) -> Tensor:

@@ -170,8 +170,14 @@ class Run:
             values = {f"health_{name}": value for name, value in health.describe().items()}
             self._fabric.log_dict(values, self._on_board)
         # The paper's tables are the paper's, and are not changed. The first device decides for all.
-        own = self._recipe.self_configure
-        advice = self.course.see(health, self.step, self.steps, may_change=own)
+        recipe = self._recipe
+        own, follows = recipe.self_configure, isinstance(recipe, ScalorRecipe)
+        if isinstance(recipe, ScalorRecipe):
+            own = own and recipe.has_teacher
+        # A look is at single frames, which tell nothing of following.
+        advice = self.course.see(
+            *(health, self.step, self.steps), may_change=own, may_end=not follows
+        )
         advice, self.course = self._fabric.broadcast((advice, self.course))
         if advice == "begin again":
             return self.course.trouble

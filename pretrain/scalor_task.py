@@ -77,7 +77,7 @@ class ScalorTask(nn.Module):
     def prepare(self, frames: Image) -> Sequences:
         """Turn (B, T, H, W, 3) uint8 frames of any size into a batch, on the host."""
         config = self.recipe.model
-        if self.found is None:
+        if self.found is None or not self.recipe.has_teacher:
             none = torch.zeros(0)
             return Sequences(torch.from_numpy(frames), none, none, none, none)
         batch, length = frames.shape[:2]
@@ -109,7 +109,14 @@ class ScalorTask(nn.Module):
         count, length = batch.frames.shape[:2]
         flat = to_image(batch.frames.flatten(0, 1), *recipe.model.frame_size)
         images = flat.view(count, length, *flat.shape[1:])
-        state = model.initial_state(count)
+        frames, state = model.unroll(
+            images,
+            torch.zeros(count, length, dtype=torch.bool, device=images.device),
+            model.initial_state(count),
+            temperature=recipe.temperature(at),
+            sample=model.training,
+            detach=at < recipe.detach_until,
+        )
         pupil = torch.full_like(state.track_id, -1)
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
@@ -120,20 +127,15 @@ class ScalorTask(nn.Module):
                 weights[name] = weight
 
         error = objects = born = torch.zeros((), device=images.device)
-        for t in range(length):
-            frame, state = model.see(
-                images[:, t], state, temperature=recipe.temperature(at), sample=self.model.training
-            )
-            if at < recipe.detach_until:
-                state = state.without_history()
+        for t, frame in enumerate(frames):
             add(elbo_terms(frame, images[:, t], recipe.priors(at)), 1.0)
             if batch.track.numel():
                 terms, pupil = taught(frame, batch.shown(t), pupil)
-                pupil = torch.where(state.alive, pupil, -1)
+                pupil = torch.where(frame.kept, pupil, -1)
                 add(terms, recipe.taught(at))
             with torch.no_grad():
                 error = error + F.mse_loss(frame.reconstruction, images[:, t]) / length
-                objects = objects + state.alive.sum() / (count * length)
+                objects = objects + frame.kept.sum() / (count * length)
                 born = born + frame.seats.born.sum() / (count * length)
         means = {name: term.mean() for name, term in sums.items()}
         total = torch.stack([weights[name] * term for name, term in means.items()]).sum()

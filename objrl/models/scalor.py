@@ -21,7 +21,7 @@ from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
-from objrl.models.scalor_parts import Discovery, Propagation, mask_of
+from objrl.models.scalor_parts import Discovery, Propagation, draw, mask_of
 from objrl.models.scalor_state import ScalorState, Seats, seat
 from objrl.models.space_background import Static, is_foreign
 from objrl.nn.distributions import Gaussian, gaussian_kl
@@ -97,18 +97,19 @@ class Scalor(nn.Module):
             far = shown[:, 3:].amax(1, keepdim=True) > config.contrast
             new = new & ~is_foreign(far)[:, None]
         seats = seat(new, found.objects.z_pres[..., 0], stays)
-        frame = ScalorFrame(state.alive, posterior, None, followed, found, seats)
+        kept = stays | seats.born
+        frame = ScalorFrame(state.alive, kept, posterior, None, followed, found, seats)
+        prior, ahead = self.propagation.foresee(state) if drawn else (None, state.prior)
         after = self.remember(
-            *(followed, found.objects, seats, state, memory, tracker),
+            *(followed, found.objects, seats, state, memory, tracker, ahead),
             *(missed, stopped, stays),
         )
         if not drawn:
             return frame, after
-        prior, prior_state = self.propagation.foresee(state)
-        newborn = seats.born[..., None, None]
-        after = replace(after, prior=torch.where(newborn, 0.0, prior_state))
         layers = self.draw(followed.joined(found.objects))
-        background, kl_bg, z_bg, prior_bg = self._explain_rest(image, layers, state, picture)
+        background, kl_bg, z_bg, prior_bg = self._explain_rest(
+            image, layers, state, picture, sample
+        )
         frame = replace(
             frame,
             prior=prior,
@@ -138,7 +139,8 @@ class Scalor(nn.Module):
         stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
         unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
         if self.config.doubled < 1:
-            unseen = unseen | doubled(objects.z_where, state.track_id, self.config.doubled)
+            seen = torch.where(unseen, NO_TRACK, state.track_id)
+            unseen = unseen | doubled(objects.z_where, seen, self.config.doubled)
         missed = torch.where(state.alive & unseen, state.missed + 1, 0)
         if self.config.deletion == "paper":
             stays = state.alive & (stopped < 0.6)
@@ -163,6 +165,7 @@ class Scalor(nn.Module):
         state: ScalorState,
         memory: Tensor,
         tracker: Tensor,
+        prior: Tensor,
         missed: Tensor,
         stopped: Tensor,
         stays: Tensor,
@@ -175,10 +178,13 @@ class Scalor(nn.Module):
             name: seats.take(getattr(new, name), getattr(old, name) * here)
             for name in ("z_pres", "z_where", "bias", "z_depth", "z_what")
         }
+        waiting = stays & (missed > 0)
         moved = (old.z_where - state.z_where)[..., 2:]
-        # As in `objrl.tracking`: the first displacement counts whole.
+        # The first displacement counts whole, as in `objrl.tracking`.
         weight = torch.where(state.newborn, 1.0, _SMOOTHING)[..., None]
         velocity = torch.lerp(state.velocity, moved, weight) * here
+        # Where it is while it is not seen is a guess.
+        velocity = torch.where(waiting[..., None], state.velocity, velocity)
         newborn = seats.born[..., None]
         return replace(
             state,
@@ -187,9 +193,10 @@ class Scalor(nn.Module):
             missed=torch.where(seats.born, 0, missed),
             stopped=torch.where(seats.born, 0.0, stopped),
             velocity=torch.where(newborn, 0.0, velocity),
-            newborn=seats.born,
-            # The RNN of who is new begins at zero, the authors' way.
+            newborn=seats.born | (state.newborn & waiting),
+            # The RNNs of who is new begin at zero, the authors' way.
             tracker=torch.where(newborn, 0.0, tracker * here),
+            prior=torch.where(newborn[..., None], 0.0, prior * here[..., None]),
             memory=memory,
             fresh=torch.zeros_like(state.fresh),
             next_id=state.next_id + seats.born.sum(1),
@@ -206,7 +213,12 @@ class Scalor(nn.Module):
         )
 
     def _explain_rest(
-        self, image: Tensor, layers: Layers, state: ScalorState, picture: Tensor | None
+        self,
+        image: Tensor,
+        layers: Layers,
+        state: ScalorState,
+        picture: Tensor | None,
+        sample: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Algorithm 3's background: its picture, KL (B,), z_bg, and the transition's state."""
         if self.background is None:
@@ -215,10 +227,10 @@ class Scalor(nn.Module):
                 *(state.z_bg, state.prior_bg),
             )
         if isinstance(self.background, Static):  # what is known needs no transition
-            seen = self.background(image, picture)
+            seen = self.background(image, picture, sample)
             return seen.image, seen.kl_component, state.z_bg, state.prior_bg
         q = Gaussian.from_raw(self.background.encode(image, layers.alpha))
-        z_bg = q.sample() if self.training else q.mean
+        z_bg = draw(q, sample)
         p, h = self.background.foresee(state.z_bg, state.prior_bg, state.fresh)
         kl = gaussian_kl(q, p.mean, p.std).sum(1)
         return self.background.decode(z_bg), kl, z_bg, h
@@ -230,6 +242,7 @@ class Scalor(nn.Module):
         state: ScalorState,
         *,
         temperature: float = 0.5,
+        sample: bool = True,
         detach: bool = False,
     ) -> tuple[list[ScalorFrame], ScalorState]:
         """See (B, T, 3, H, W) images; where (B, T) `is_first`, an episode begins.
@@ -239,12 +252,13 @@ class Scalor(nn.Module):
             is_first: bool.
             state: of the frame before the first.
             temperature: of the relaxed z_pres.
+            sample: draw latents, or take the likeliest.
             detach: cut the gradients between frames, as the authors do for the first 30,000 steps.
         """
         frames = []
         for t in range(images.shape[1]):
             state = state.begun_anew(is_first[:, t])
-            frame, state = self.see(images[:, t], state, temperature=temperature)
+            frame, state = self.see(images[:, t], state, temperature=temperature, sample=sample)
             if detach:
                 state = state.without_history()
             frames.append(frame)
@@ -344,9 +358,8 @@ class Scalor(nn.Module):
 
         A pixel goes to the objects of `encode` as Algorithm 3 weighs them.
         """
-        image = to_image(frames.to(self.device), *self.config.frame_size)
-        first = torch.ones(len(frames), dtype=torch.bool, device=self.device)
-        state = self.initial_state(len(frames)).begun_anew(first)
+        image = to_image(check_frames(frames).to(self.device), *self.config.frame_size)
+        state = self.initial_state(len(frames))
         _, state = self.see(image, state, sample=False, drawn=False)
         mask = self.glimpses.decode(state.z_what)[1] * state.z_pres[..., None, None]
         near = mask * torch.sigmoid(state.z_depth)[..., None, None]
@@ -364,7 +377,7 @@ class Scalor(nn.Module):
     @torch.no_grad()
     def decompose(self, frames: Tensor) -> Decomposition:
         """Take frames without a past apart for a picture."""
-        image = to_image(frames.to(self.device), *self.config.frame_size)
+        image = to_image(check_frames(frames).to(self.device), *self.config.frame_size)
         state = self.initial_state(len(frames))
         frame, _ = self.see(image, state, sample=False)
         assert frame.foreground is not None

@@ -63,9 +63,9 @@ class ScalorConfig:
     """Pixels of the canvas a side for one of the masks that are compared."""
     distinct: float = 1.0
     """IoU with a likelier proposal's box from which on a proposal is the same object again."""
-    doubled: float = 0.85
-    """IoU with an older object's box from which on a followed object counts as not seen: both
-    follow the same. 1 for the paper, which has no such rule."""
+    doubled: float = 1.0
+    """IoU with the box of an older object that is seen from which on a followed one counts as not
+    seen: both follow the same. The paper has no such rule."""
     birth: float = 0.7
     """Presence above which a proposal becomes an object that is followed."""
     death: float = 0.5
@@ -105,11 +105,22 @@ class ScalorConfig:
         """Return the layers.
 
         Raises:
-            ValueError: the authors have none for that canvas, cell and glimpse.
+            ValueError: there are none for that canvas, cell, glimpse and masks.
         """
+        height, width = self.frame_size
         if self.architecture == "fast":
+            if self.cell not in (8, 16) or self.mask_stride != 4:
+                raise ValueError(
+                    "ScalorConfig: expected for the fast layers cells of 8 or 16 and a "
+                    f"mask_stride of 4, got {self.cell} and {self.mask_stride}"
+                )
             return fast_table(self.cell)
-        return paper_table(self.frame_size[0], self.cell, self.glimpse)
+        if height != width or self.mask_stride != 1:
+            raise ValueError(
+                "ScalorConfig: expected for the paper's layers a square canvas and a mask_stride "
+                f"of 1, got {height} x {width} and {self.mask_stride}"
+            )
+        return paper_table(height, self.cell, self.glimpse)
 
     def size(self, raw: Tensor) -> Tensor:
         """(…, 2) raw -> width and height as a fraction of the canvas."""

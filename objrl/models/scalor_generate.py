@@ -97,9 +97,15 @@ def imagine(
         seed: of the draws. None goes on with torch's own generator.
 
     Raises:
-        ValueError: frames below 1, or births outside of [0, 1].
+        ValueError: frames below 1, births outside of [0, 1], or a state after `Scalor.step`.
     """
     _check(frames, births)
+    seated = state.alive & ~state.newborn
+    if (seated & (state.prior == 0).all(-1).all(-1)).any():
+        raise ValueError(
+            "state: expected one after `watch` or `Scalor.see`, got one after `Scalor.step`, which "
+            "leaves the prior behind; watch the last frames, and imagine from there"
+        )
     with torch.no_grad(), _seeded(seed):
         if background is None:
             background = _known(model, len(state))
@@ -211,9 +217,9 @@ def _move(
     if births > 0:
         new, seats = _born(model, old, model.covering(old, missed, stays), stays, births)
     after = model.remember(
-        *(old, new, seats, state, state.memory, state.tracker), *(missed, stopped, stays)
+        *(old, new, seats, state, state.memory, state.tracker, prior_state),
+        *(missed, stopped, stays),
     )
-    after = replace(after, prior=torch.where(seats.born[..., None, None], 0.0, prior_state))
     names = [field.name for field in fields(Objects)]
     rows = {name: seats.take(getattr(new, name), getattr(old, name)) for name in names}
     return Objects(**rows), after

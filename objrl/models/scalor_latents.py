@@ -94,18 +94,20 @@ class ScalorFrame:
 
     Attributes:
         followed: (B, K) bool. Who was followed into this frame.
+        kept: (B, K) bool. Who is followed after it, the newborn too.
         posterior: of those who were followed.
         prior: of the same, from their past alone; None where only tracking was asked for.
         propagated: their latents; z_pres 0 where nobody is.
         discovered: the proposals.
         seats: where the newborn sit.
-        background: (B, 3, H, W) in [0, 1]; like all below None where only tracking was asked for.
+        background: (B, 3, H, W); like all below None where only tracking was asked for.
         kl_bg: (B,) nats, KL(q(z_bg | z_fg, x) || p(z_bg | z_<t)).
         foreground: (B, 3, H, W).
         alpha: (B, 1, H, W) in [0, 1].
     """
 
     followed: Tensor
+    kept: Tensor
     posterior: Beliefs
     prior: Beliefs | None
     propagated: Objects

@@ -284,14 +284,22 @@ class Static(nn.Module):
             best, far = torch.where(other < far, face, best), torch.minimum(other, far)
         return best
 
-    def forward(self, image: Tensor, picture: Tensor | None = None) -> BackgroundOutput:
-        """Explain (B, 3, H, W) images; their `picture`, where it is there already, saves time."""
+    def forward(
+        self, image: Tensor, picture: Tensor | None = None, sample: bool | None = None
+    ) -> BackgroundOutput:
+        """Explain (B, 3, H, W) images.
+
+        Args:
+            image: in [0, 1].
+            picture: of the images, where it is there already: that saves time.
+            sample: draw the latents, or take the likeliest; None: as the module is in training.
+        """
         if picture is None:
             picture = self.picture(image)
         small = F.adaptive_avg_pool2d(image - picture, self.coarse)
         q = Gaussian.from_raw(self.encoder(small.flatten(1)))
         kl = gaussian_kl(q, 0.0, 1.0).sum(1)
-        z = q.sample() if self.training else q.mode()
+        z = q.sample() if (self.training if sample is None else sample) else q.mode()
         return self._draw(picture, z, kl)
 
     def generate(self, batch: int) -> BackgroundOutput:

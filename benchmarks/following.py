@@ -7,6 +7,8 @@ One command a part, each keeps its figures in docs/following/PART.json and write
     .venv/bin/python -m benchmarks.following ablation   # runs/sprites, runs/scalor-fast-NAME
     .venv/bin/python -m benchmarks.following cost
 
+Futures are `objrl imagine`'s, which leaves its picture and figures in docs/following, too.
+
 Letters: B sequences, T frames, K rows, N objects.
 """
 
@@ -355,6 +357,8 @@ def _page(folder: Path) -> str:
         lines += _ablation_table(parts["ablation"])
     if "cost" in parts:
         lines += _cost_table(parts["cost"])
+    for name in (name for name in parts if name.startswith("futures")):
+        lines += _futures_table(name, parts[name], folder)
     return "\n".join(lines) + "\n"
 
 
@@ -468,6 +472,32 @@ def _cost_table(part: dict[str, Any]) -> list[str]:
         f" GiB; the authors' 5.8 CPU-s and 4.2 GB. {part['machine']}.",
     ]
     return lines
+
+
+def _futures_table(name: str, part: dict[str, Any], folder: Path) -> list[str]:
+    scores = part["scores"]
+    errors, off = scores["mean squared error"], scores["distance of centres, pixels"]
+    steps = [step for step in (1, 3, 5, 8) if step <= part["frames"]]
+    lines = [
+        *("", f"## Futures: {part['source']}", ""),
+        f"`objrl imagine --weights {part['weights']} --seen {part['seen']} --frames "
+        f"{part['frames']} --seed {part['seed']}`, {part['sequences']} held-out sequences. Mean "
+        "squared error of a frame so many steps ahead, times 1,000, and how many pixels the "
+        "centres are from where the model finds them later. *Likeliest* takes means, not draws.",
+        "",
+        f"| | {' | '.join(f'error, +{step}' for step in steps)} | "
+        f"{' | '.join(f'pixels, +{step}' for step in steps)} |",
+        f"|---|{'--:|' * 2 * len(steps)}",
+    ]
+    for who in ("followed", "imagined", "likeliest", "constant velocity", "last frame"):
+        centre = off.get("standing still" if who == "last frame" else who)
+        cells = [
+            *(f"{1e3 * errors[who][step - 1]:.2f}" for step in steps),
+            *(f"{centre[step - 1]:.1f}" if centre else "" for step in steps),
+        ]
+        lines.append(f"| {who} | {' | '.join(cells)} |")
+    lines += ["", "In orange frames what is imagined, below it sequences from nothing."]
+    return [*lines, "", f"![{name}]({folder.name}/{name}.png)"]
 
 
 def _pictures(folder: Path, names: Sequence[str]) -> list[str]:

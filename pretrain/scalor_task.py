@@ -19,7 +19,9 @@ from objrl.models.pieces import Boxes
 from objrl.models.regions import Image
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_loss import Shown, elbo_terms, taught
+from objrl.models.scalor_state import ScalorState
 from objrl.models.space_background import Static
+from objrl.models.space_loss import alpha_evidence
 from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.pretrain.space_task import blobs_by_cell, cells_within
@@ -58,7 +60,7 @@ class ScalorTask(nn.Module):
     def __init__(self, recipe: ScalorRecipe, found: Findings | None) -> None:
         super().__init__()
         self.recipe, self.found = recipe, found
-        self.length = recipe.length
+        self.length = recipe.lead + recipe.length
         self.model = Scalor(recipe.model)
         if found is not None and isinstance(self.model.background, Static):
             (seen,) = found.seen.every
@@ -109,15 +111,17 @@ class ScalorTask(nn.Module):
         count, length = batch.frames.shape[:2]
         flat = to_image(batch.frames.flatten(0, 1), *recipe.model.frame_size)
         images = flat.view(count, length, *flat.shape[1:])
+        state, pupil = self._led(images, batch, at)
+        lead, length = recipe.lead, recipe.length
+        images = images[:, lead:]
         frames, state = model.unroll(
             images,
             torch.zeros(count, length, dtype=torch.bool, device=images.device),
-            model.initial_state(count),
+            state,
             temperature=recipe.temperature(at),
             sample=model.training,
             detach=at < recipe.detach_until,
         )
-        pupil = torch.full_like(state.track_id, -1)
         sums: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
 
@@ -129,8 +133,12 @@ class ScalorTask(nn.Module):
         error = objects = born = torch.zeros((), device=images.device)
         for t, frame in enumerate(frames):
             add(elbo_terms(frame, images[:, t], recipe.priors(at)), 1.0)
+            found = model.differs(images[:, t]) if recipe.mask_evidence(at) > 0 else None
+            if found is not None and frame.alpha is not None:
+                pull = alpha_evidence(frame.alpha, found.float())
+                add({"evidence_alpha": pull}, recipe.mask_evidence(at))
             if batch.track.numel():
-                terms, pupil = taught(frame, batch.shown(t), pupil)
+                terms, pupil = taught(frame, batch.shown(lead + t), pupil)
                 pupil = torch.where(frame.kept, pupil, -1)
                 add(terms, recipe.taught(at))
             with torch.no_grad():
@@ -143,6 +151,31 @@ class ScalorTask(nn.Module):
             **means,
             **{"loss": total.detach(), "mse": error, "objects": objects, "born": born},
         }
+
+    @torch.no_grad()
+    def _led(self, images: Tensor, batch: Sequences, at: float) -> tuple[ScalorState, Tensor]:
+        """See the frames of the lead, and forget some of what was found.
+
+        Returns:
+            The state, and (B, K) int64 the piece that each row follows; -1 for none.
+        """
+        recipe, model = self.recipe, self.model
+        state = model.initial_state(len(images))
+        pupil = torch.full_like(state.track_id, -1)
+        for t in range(recipe.lead):
+            frame, state = model.see(
+                *(images[:, t], state),
+                temperature=recipe.temperature(at),
+                sample=model.training,
+                drawn=False,
+            )
+            if batch.track.numel():
+                _, pupil = taught(frame, batch.shown(t), pupil)
+                pupil = torch.where(frame.kept, pupil, -1)
+        if recipe.lead and recipe.forgotten:
+            rows = torch.rand(pupil.shape, device=pupil.device) < recipe.forgotten
+            state, pupil = state.freed(rows), torch.where(rows, -1, pupil)
+        return state, pupil
 
 
 def followed(

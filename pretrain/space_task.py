@@ -146,7 +146,7 @@ class SpaceTask(nn.Module):
             weights |= dict.fromkeys(pull, recipe.evidence(at))
             terms |= pull
             if recipe.alpha_evidence(at) > 0:
-                terms["evidence_alpha"] = alpha_evidence(out.foreground, evidence)
+                terms["evidence_alpha"] = alpha_evidence(out.foreground.alpha, evidence.alpha)
                 weights["evidence_alpha"] = recipe.alpha_evidence(at)
         means = {name: term.mean() for name, term in terms.items()}
         total = torch.stack([weights[name] * term for name, term in means.items()]).sum()

@@ -2,13 +2,14 @@
 
 `make_stub_perceiver()` sees bright blobs; `MovingSquares-v0` shows some. With them, what stands
 around a model (wrappers, agents, collecting) is tested in milliseconds and without weights.
+`make_scalor()` has a memory of its own, and weights that have learnt nothing.
 
 Letters: B batch, K slots, D features of `what`, H W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import cv2
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from objrl.frames import to_image
+from objrl.models.scalor import Scalor
+from objrl.models.scalor_config import ScalorConfig
+from objrl.models.scalor_state import ScalorState
 from objrl.perceiver import Decomposition, FramePerceiver
 from objrl.slots import NO_TRACK, Slots
 
@@ -95,6 +99,35 @@ def make_stub_perceiver(
     max_slots: int = 6, what_size: int = 4, threshold: int = 100
 ) -> FramePerceiver:
     return FramePerceiver(BlobDetector(BlobConfig(max_slots, what_size, threshold)))
+
+
+SMALL_SCALOR = ScalorConfig(
+    frame_size=(32, 40),
+    architecture="fast",
+    z_what=4,
+    max_slots=6,
+    window=24,
+    mask_stride=4,
+    anchor=None,
+    distinct=0.6,
+)
+
+
+def make_scalor(config: ScalorConfig = SMALL_SCALOR, bias: float = 0.3, seed: int = 0) -> Scalor:
+    """Make one of random weights; the higher the bias, the likelier are proposals.
+
+    With 0.3 it finds something in any image, and follows it whatever comes.
+    """
+    torch.manual_seed(seed)
+    model = Scalor(config).eval()
+    assert model.discovery.heads.bias is not None
+    with torch.no_grad():
+        model.discovery.heads.bias[0] = bias
+    return model
+
+
+def bit_equal(a: ScalorState, b: ScalorState) -> bool:
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
 
 
 class MovingSquares(gym.Env[Frame, np.int64]):

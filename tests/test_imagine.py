@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +16,15 @@ import torch
 from objrl import cli
 from objrl.models.median import Median
 from objrl.models.scalor import Scalor
-from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_generate import Footage, dream, imagine, watch
 from objrl.models.scalor_networks import Backdrop
-from objrl.models.scalor_state import ScalorState
 from objrl.models.space_background import Static
 from objrl.pretrain.store import FrameWriter
 from objrl.slots import NO_TRACK
 from objrl.weights import save_weights
+from tests.helpers import SMALL_SCALOR, bit_equal, make_scalor
 
-SMALL = ScalorConfig(
-    frame_size=(32, 40),
-    architecture="fast",
-    z_what=4,
-    max_slots=6,
-    window=24,
-    mask_stride=4,
-    anchor=None,
-    distinct=0.6,
-    background="none",
-)
-
-
-def build(config: ScalorConfig = SMALL) -> Scalor:
-    """A model of random weights that finds something in any image."""
-    torch.manual_seed(0)
-    model = Scalor(config).eval()
-    assert model.discovery.heads.bias is not None
-    with torch.no_grad():
-        model.discovery.heads.bias[0] = 0.3
-    return model
+SMALL = replace(SMALL_SCALOR, background="none")
 
 
 def certain(model: Scalor, *, logit: float = 20.0, larger: float = 0.0) -> None:
@@ -70,14 +49,10 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def same(a: ScalorState, b: ScalorState) -> bool:
-    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-
-
 class TestFuture:
     @pytest.mark.parametrize("background", ["none", "decoder", "static"])
     def test_half_and_half_are_the_whole(self, background: Any) -> None:
-        model = build(replace(SMALL, background=background))
+        model = make_scalor(replace(SMALL, background=background))
         start = seen(model)
         torch.manual_seed(1)
         whole = imagine(model, start.state, 6, background=start.background, births=0.05)
@@ -85,24 +60,24 @@ class TestFuture:
         first = imagine(model, start.state, 3, background=start.background, births=0.05)
         rest = imagine(model, first.state, 3, background=first.background, births=0.05)
         assert torch.equal(whole.images, torch.cat([first.images, rest.images], dim=1))
-        assert same(whole.state, rest.state)
+        assert bit_equal(whole.state, rest.state)
         assert whole.images.shape == (2, 6, 3, 32, 40)
         assert whole.images.min() >= 0
         assert whole.images.max() <= 1
 
     def test_a_seed_decides_and_disturbs_nobody(self) -> None:
-        model = build()
+        model = make_scalor(SMALL)
         state = seen(model).state
         torch.manual_seed(5)
         before = torch.get_rng_state()
         once, again, other = (imagine(model, state, 4, births=0.1, seed=s) for s in (3, 3, 4))
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(once.images, again.images)
-        assert same(once.state, again.state)
+        assert bit_equal(once.state, again.state)
         assert not torch.equal(once.images, other.images)
 
     def test_the_likeliest_needs_no_luck_and_no_neighbours(self) -> None:
-        model = build(replace(SMALL, background="decoder"))
+        model = make_scalor(replace(SMALL, background="decoder"))
         state = seen(model, batch=3).state
         once, again = (imagine(model, state, 4, sample=False) for _ in range(2))
         assert torch.equal(once.images, again.images)
@@ -110,7 +85,7 @@ class TestFuture:
         torch.testing.assert_close(once.images[1:2], alone.images, atol=1e-4, rtol=1e-4)
 
     def test_everybody_keeps_row_and_id_and_goes_on_as_the_prior_says(self) -> None:
-        model = build()
+        model = make_scalor(SMALL)
         certain(model)
         start = seen(model)
         bias = torch.tensor([-2.0, -2.0, 0.5, -0.25]).expand_as(start.state.bias)
@@ -138,7 +113,7 @@ class TestFuture:
     def test_who_is_drawn_absent_dies_by_the_models_own_rule(
         self, deletion: Any, frames: int
     ) -> None:
-        model = build(replace(SMALL, deletion=deletion, patience=2))
+        model = make_scalor(replace(SMALL, deletion=deletion, patience=2))
         certain(model, logit=-40)
         start = seen(model)
         assert start.state.alive.any()
@@ -151,7 +126,7 @@ class TestFuture:
             assert imagine(model, start.state, frames - 1, seed=0).state.alive.any()
 
     def test_births_take_free_rows_and_new_ids(self) -> None:
-        model = build(replace(SMALL, max_slots=12, rejection=False))
+        model = make_scalor(replace(SMALL, max_slots=12, rejection=False))
         certain(model)
         start = seen(model, frames=1)
         ids = start.state.track_id
@@ -168,7 +143,7 @@ class TestFuture:
 
     def test_nobody_is_born_where_somebody_is(self) -> None:
         config = replace(SMALL, max_slots=30)
-        model, free = build(config), build(replace(config, rejection=False))
+        model, free = make_scalor(config), make_scalor(replace(config, rejection=False))
         start = dream(model, 1, 1, first=1.0, seed=0).state
         for each in (model, free):
             certain(each, larger=3.0)  # nearly as large as the canvas
@@ -178,7 +153,7 @@ class TestFuture:
         assert imagine(free, start, 1, births=1.0, seed=0).state.alive.all()
 
     def test_a_known_background_stays(self) -> None:
-        model = build(replace(SMALL, background="static"))
+        model = make_scalor(replace(SMALL, background="static"))
         assert isinstance(model.background, Static)
         model.background.faces.fill_(51)
         nobody = model.initial_state(2)
@@ -189,7 +164,7 @@ class TestFuture:
         torch.testing.assert_close(future.images, shown[:, None].expand(-1, 3, -1, -1, -1))
 
     def test_another_background_goes_by_its_transition(self) -> None:
-        model = build(replace(SMALL, background="decoder"))
+        model = make_scalor(replace(SMALL, background="decoder"))
         assert isinstance(model.background, Backdrop)
         with torch.no_grad():
             model.background.transition.weight.zero_()
@@ -210,7 +185,7 @@ class TestFuture:
         ],
     )
     def test_what_cannot_be_is_refused(self, asked: dict[str, Any], message: str) -> None:
-        model = build()
+        model = make_scalor(SMALL)
         with pytest.raises(ValueError, match=message):
             imagine(model, model.initial_state(1), **asked)
         with pytest.raises(ValueError, match=message):
@@ -218,7 +193,7 @@ class TestFuture:
 
 
 def test_a_dream_begins_as_the_prior_has_it() -> None:
-    model = build(replace(SMALL, max_slots=20, distinct=1.0))  # one row a cell
+    model = make_scalor(replace(SMALL, max_slots=20, distinct=1.0))  # one row a cell
     certain(model)
     story = dream(model, 100, 2, first=0.2, seed=0)
     counts = [slots.mask.float().sum(1).mean() for slots in story.slots]
@@ -232,7 +207,9 @@ class TestCommand:
     @pytest.fixture
     def weights(self, tmp_path: Path) -> str:
         path = tmp_path / "scalor.safetensors"
-        save_weights(path, build(), model_name="scalor", data={}, training={}, metrics={})
+        save_weights(
+            path, make_scalor(SMALL), model_name="scalor", data={}, training={}, metrics={}
+        )
         return str(path)
 
     @pytest.fixture

@@ -230,7 +230,9 @@ def test_the_pull_on_alpha_is_a_cross_entropy() -> None:
     found = (torch.rand(2, 1, 4, 4) > 0.5).float()
     evidence = Evidence(none, none, torch.zeros(2, 1, 4), found)
     expected = F.binary_cross_entropy(layers.alpha, found, reduction="none").flatten(1).sum(1)
-    torch.testing.assert_close(alpha_evidence(layers, evidence), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        alpha_evidence(layers.alpha, evidence.alpha), expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_the_pull_of_a_blob_by_hand() -> None:

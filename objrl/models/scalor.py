@@ -94,8 +94,7 @@ class Scalor(nn.Module):
             box = found.objects.z_where
             new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
         if picture is not None:
-            far = shown[:, 3:].amax(1, keepdim=True) > config.contrast
-            new = new & ~is_foreign(far)[:, None]
+            new = new & ~is_foreign(self._far(shown))[:, None]
         seats = seat(new, found.objects.z_pres[..., 0], stays)
         kept = stays | seats.born
         frame = ScalorFrame(state.alive, kept, posterior, None, followed, found, seats)
@@ -126,6 +125,21 @@ class Scalor(nn.Module):
             return image, None
         picture = self.background.picture(image)
         return torch.cat([image, (image - picture).abs()], dim=1), picture
+
+    def _far(self, shown: Tensor) -> Tensor:
+        """(B, 6, H, W) of `_shown` -> (B, 1, H, W) bool, what differs from the background."""
+        return shown[:, 3:].amax(1, keepdim=True) > self.config.contrast
+
+    def differs(self, image: Tensor) -> Tensor | None:
+        """(B, 3, H, W) -> (B, 1, H, W) bool, what differs from the background where it is known.
+
+        Nothing does where the whole frame is another scene.
+        """
+        shown, picture = self._shown(image)
+        if picture is None:
+            return None
+        far = self._far(shown)
+        return far & ~is_foreign(far)[:, None, None, None]
 
     def stop(
         self, objects: Objects, posterior: Beliefs, state: ScalorState
@@ -341,7 +355,7 @@ class Scalor(nn.Module):
         if picture is None:
             outline = self.glimpses.decode(state.z_what)[1][:, :, 0]
         else:
-            far = (shown[:, 3:].amax(1, keepdim=True) > self.config.contrast).float()
+            far = self._far(shown).float()
             where = torch.where(state.alive[..., None], state.z_where, 1.0)
             outline = extract(far, where, self.glimpses.side)[:, :, 0]
         return tight_boxes(outline, state.z_where, self.config.reach)

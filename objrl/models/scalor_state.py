@@ -82,6 +82,14 @@ class ScalorState:
         cut = self.map(Tensor.detach)
         return replace(cut, memory=self.memory, z_bg=self.z_bg, prior_bg=self.prior_bg)
 
+    def freed(self, rows: Tensor) -> ScalorState:
+        """Forget the objects of (B, K) bool `rows`."""
+        return replace(
+            self,
+            track_id=torch.where(rows, NO_TRACK, self.track_id),
+            z_pres=torch.where(rows[..., None], 0.0, self.z_pres),
+        )
+
     def begun_anew(self, is_first: Tensor) -> ScalorState:
         """Drop the past of the environments where (B,) `is_first`; ids go on counting."""
         kept = {"next_id": self.next_id, "overflow": self.overflow}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from objrl.models.space import SpaceOutput
 from objrl.nn.distributions import bernoulli_kl, gaussian_kl, gaussian_log_prob, take
-from objrl.nn.spatial import Layers, place
+from objrl.nn.spatial import place
 
 _EPS = 1e-5
 
@@ -152,10 +152,14 @@ def evidence_terms(output: SpaceOutput, evidence: Evidence) -> dict[str, Tensor]
     }
 
 
-def alpha_evidence(layers: Layers, evidence: Evidence) -> Tensor:
-    """Return the cross-entropy between alpha and what differs from the background, (B,)."""
-    alpha = layers.alpha.clamp(_EPS, 1 - _EPS)
+def alpha_evidence(alpha: Tensor, found: Tensor) -> Tensor:
+    """Return the cross-entropy between alpha and what differs from the background, (B,).
+
+    Args:
+        alpha: (B, 1, H, W) in [0, 1].
+        found: (B, 1, H, W) in [0, 1].
+    """
+    alpha = alpha.clamp(_EPS, 1 - _EPS)
     # Written out, for autocast forbids F.binary_cross_entropy.
-    found = evidence.alpha
     entropy = -(found * alpha.log() + (1 - found) * (1 - alpha).log())
     return entropy.flatten(1).sum(1)

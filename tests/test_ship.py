@@ -11,7 +11,10 @@ from objrl.models.median import Median, MedianConfig
 from objrl.models.space import Space, SpaceConfig
 from objrl.pretrain import ship as module
 from objrl.pretrain.ship import ShipConfig, ship
-from objrl.weights import read_header, registry, save_weights
+from objrl.pretrain.synthetic import SyntheticConfig, generate_sequences
+from objrl.pretrain.tracks import read_tracks, run_tracks
+from objrl.weights import load, read_header, registry, save_weights
+from tests.helpers import make_scalor
 
 SAMPLE = Path(__file__).parent / "data" / "space_invaders_sample.npz"
 
@@ -97,3 +100,33 @@ def test_nothing_is_shipped_without_a_card(
     with pytest.raises(KeyError, match="steps"):
         ship(ShipConfig(weights, "space-test", ("X-v0",)))
     assert not (tmp_path / "package").exists()
+
+
+def test_one_that_follows_is_scored_on_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackeval")
+    folder = tmp_path / "package"
+    monkeypatch.setattr(module, "FOLDER", folder)
+    monkeypatch.setattr(registry, "FOLDER", folder)
+    tracks = generate_sequences(
+        SyntheticConfig(density="VLD", sequences=0, labelled=2, length=4, out=tmp_path / "VLD.h5")
+    )
+    weights = save_weights(
+        *(tmp_path / "weights.safetensors", make_scalor()),
+        model_name="scalor",
+        data={"env_id": "shapes-VLD", "frames": 8},
+        training={"preset": "scalor-fast", "steps": 3, "seed": 0},
+        metrics={"val_mse": 12.0},
+    )
+    card = ship(ShipConfig(weights, "scalor-test", ("Shapes-v0",), tracks=tracks)).read_text()
+    metrics = read_header(folder / "scalor-test.safetensors")["metrics"]
+    expected = run_tracks(load(weights, device="cpu"), read_tracks(tracks)).metrics()
+    for score in ("mota_iou", "idf1_distance", "hota_distance", "id_switches_iou"):
+        assert metrics[score] == pytest.approx(expected[score], abs=1e-4)
+        assert f"| {score} | {metrics[score]:.4g} |" in card
+    assert metrics["val_mse"] == 12
+    assert registry.read_index(folder)["scalor-test"].metrics == metrics
+    assert "`VLD.npz`, 2 sequences" in card
+    assert "| class | objects | switches of identity by IoU |" in card
+    assert any(f"| {kind} | " in card for kind in ("square", "ellipse", "heart"))

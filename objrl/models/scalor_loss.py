@@ -104,7 +104,7 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     """Return how far a frame is from what a teacher shows, and who follows which piece after it.
 
     A row that was born where a piece is shown is to follow that piece, to be absent where it is not
-    shown, and nobody else is to propose it.
+    shown, and nobody else is to propose it. Who follows nothing that is shown is to be absent, too.
 
     Args:
         frame: what was inferred.
@@ -117,12 +117,12 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     same = (pupil[:, :, None] == shown.track[:, None]) & (pupil[:, :, None] >= 0)  # (B, K, J)
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
     goal = _rows(shown.z_where, which)
-    bound = (pupil >= 0) & frame.followed
+    followed = frame.followed
     on = there[..., None].float()
     pres = F.binary_cross_entropy_with_logits(frame.posterior.logit, on, reduction="none")
     terms = {
-        "taught_prop_pres": (pres * bound[..., None]).flatten(1).sum(1),
-        "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & bound)[..., None])
+        "taught_prop_pres": (pres * followed[..., None]).flatten(1).sum(1),
+        "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & followed)[..., None])
         .flatten(1)
         .sum(1),
     }
@@ -141,13 +141,26 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
 
 
 def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, free: Tensor) -> Tensor:
-    """Who follows what: the newborn the piece of their cell, who has gone nothing."""
+    """Who follows what: the newborn the piece of their cell, who follows none the one it is on."""
     cells = frame.discovered.logit.shape[1]
     piece = torch.full((len(pupil), cells + 1), -1, dtype=torch.int64, device=pupil.device)
     piece = piece.scatter(1, torch.where(free, shown.cell, cells), shown.track)[:, :cells]
     seats: Seats = frame.seats
     born_from = frame.discovered.index.gather(1, seats.source.clamp(min=0))
-    return torch.where(seats.born, piece.gather(1, born_from), pupil)
+    pupil = torch.where(seats.born, piece.gather(1, born_from), pupil)
+    # Of those who follow none, the one that is nearest to a piece which nobody follows.
+    old, new = frame.propagated.z_where, frame.discovered.objects.z_where
+    z_where = seats.take(new, old)
+    free = (shown.track >= 0) & ~(pupil[:, :, None] == shown.track[:, None]).any(1)
+    apart = torch.cdist(z_where.detach(), shown.z_where, p=1.0) / shown.z_where[:, None, :, :2].sum(
+        -1
+    )
+    possible = ((pupil < 0) & frame.kept)[:, :, None] & free[:, None] & (apart < 1)
+    nearest, row = apart.masked_fill(~possible, torch.inf).min(1)
+    found = torch.isfinite(nearest)
+    ends = torch.full_like(pupil[:, :1], -1)
+    at = torch.where(found, row, pupil.shape[1])
+    return torch.cat([pupil, ends], 1).scatter(1, at, shown.track)[:, :-1]
 
 
 def _rows(field: Tensor, index: Tensor) -> Tensor:

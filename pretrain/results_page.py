@@ -119,6 +119,8 @@ _RULES = f"""\
   table 3). It is of other frames and counts wrong classes too, so it only tells about where to be.
 - *Count error* is the mean over frames of |found - there| / there, by centre. *CPU-s* is the
   training's, as the header of the weights has it.
+- How objects are followed from frame to frame, by SPACE with the tracker and by SCALOR:
+  [following.md](following.md).
 - Main games are {", ".join(map(title, MAIN_GAMES))}.
 - A mean is given where every row has the figure."""
 

@@ -38,7 +38,8 @@ class ScalorRecipe:
     lead: int = 0
     """Frames before them that are only seen: an agent's episodes are longer than T."""
     forgotten: float = 0.0
-    """Share of the objects that are forgotten after the lead, and so are to be found again."""
+    """Share of the objects that are forgotten after the lead, and so are to be found again; half of
+    the sequences forget everything."""
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """Of everything."""
     lr: float = 5e-4

@@ -174,7 +174,11 @@ class ScalorTask(nn.Module):
                 pupil = torch.where(frame.kept, pupil, -1)
         if recipe.lead and recipe.forgotten:
             rows = torch.rand(pupil.shape, device=pupil.device) < recipe.forgotten
-            state, pupil = state.freed(rows), torch.where(rows, -1, pupil)
+            # Half of the sequences begin after the lead: first sights are to be learnt, too.
+            anew = torch.rand(len(rows), device=rows.device) < 0.5
+            rows |= anew[:, None]
+            state = state.freed(rows).begun_anew(anew)
+            pupil = torch.where(rows, -1, pupil)
         return state, pupil
 
 

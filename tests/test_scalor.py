@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_loss import ScalorPriors, Shown, elbo_terms, taught
 from objrl.models.scalor_parts import mask_of
 from objrl.models.scalor_state import ScalorState, seat
+from objrl.models.space_background import Static
 from objrl.nn.spatial import overlay
 from objrl.perceiver import Perceiver
 from objrl.slots import NO_TRACK
@@ -448,6 +450,55 @@ def test_masks_of_what_is_followed_are_at_most_one() -> None:
     mask = mask_of(objects, torch.ones_like(objects.z_pres), SMALL_SCALOR.masks)
     assert mask.shape == (2, 1, 8, 10)
     assert 0 < mask.max() <= 1
+
+
+@pytest.fixture(scope="module")
+def invaders() -> tuple[Scalor, Tensor]:
+    """Shipped weights, and (1, 210, 160, 3) uint8 of their game."""
+    model = objrl.load("scalor-space_invaders", device="cpu")
+    assert isinstance(model, Scalor)
+    with np.load(Path(__file__).parent / "data" / "space_invaders_sample.npz") as sample:
+        return model, torch.from_numpy(sample["frames"][:1])
+
+
+def settled(model: Scalor, frame: Tensor) -> tuple[Tensor, ScalorState]:
+    """See a still frame six times; return the ids (1, K, 1) and the state."""
+    state, first = model.initial_state(1), firsts(1, 0)
+    for _ in range(6):
+        slots, state = model.step(frame, state, first)
+        first = firsts(1)
+    assert slots.mask.sum() > 40
+    return slots.track_id, state
+
+
+class TestShipped:
+    @pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.slow)])
+    def test_still_objects_keep_their_ids(
+        self, invaders: tuple[Scalor, Tensor], count: int
+    ) -> None:
+        model, frame = invaders
+        ids, state = settled(model, frame)
+        for t in range(count):
+            slots, state = model.step(frame, state, firsts(1))
+            assert torch.equal(slots.track_id, ids), t
+
+    @pytest.mark.parametrize("too_long", [False, True])
+    def test_who_vanishes_is_waited_for_but_not_for_long(
+        self, invaders: tuple[Scalor, Tensor], too_long: bool
+    ) -> None:
+        model, frame = invaders
+        ids, state = settled(model, frame)
+        assert isinstance(model.background, Static)
+        scene = model.background.faces[:1].permute(0, 2, 3, 1)
+        for _ in range(model.config.patience + too_long):
+            slots, state = model.step(scene, state, firsts(1))
+            assert not slots.mask.any()
+        assert state.alive.any() == (not too_long)
+        slots, state = model.step(frame, state, firsts(1))
+        if too_long:
+            assert not torch.isin(slots.track_id[slots.mask], ids).any()
+        else:
+            assert torch.equal(slots.track_id, ids)
 
 
 def test_the_authors_sizes() -> None:

@@ -41,9 +41,9 @@ def film(length: int, squares: tuple[Square, ...] = TWO) -> Frames:
     """(T, 64, 64, 3) uint8: squares go their ways and turn back at the edges."""
     frames = np.repeat(np.median(make_frames(31), axis=0)[None], length, axis=0).astype(np.uint8)
     room = SIZE - SIDE
-    for colour, start, step in squares:
+    for colour, (left, top), (dx, dy) in squares:
         for t, frame in enumerate(frames):
-            x, y = (room - abs((a + t * d) % (2 * room) - room) for a, d in zip(start, step))
+            x, y = (room - abs((a + t * d) % (2 * room) - room) for a, d in ((left, dx), (top, dy)))
             frame[y : y + SIDE, x : x + SIDE] = colour
     return frames
 
@@ -178,18 +178,18 @@ class TestLoss:
         torch.manual_seed(0)
         task = another(task, taught=Linear(10.0)).train()
         (optimizer,), batch = task.optimizers(), task.prepare(films(2, 5))
-        losses, errors = [], []
-        for _ in range(30):
+        losses, pulls = [], []
+        for _ in range(20):
             total, terms = task(batch, 0.5)
             optimizer.zero_grad()
             total.backward()
             torch.nn.utils.clip_grad_norm_(task.parameters(), task.recipe.clip)
             optimizer.step()
             losses.append(float(total.detach()))
-            errors.append(float(terms["taught_disc_pres"].detach()))
-        print(losses, errors)
-        assert np.isfinite(losses).all()
-        assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1 * abs(np.mean(losses[:5]))
+            pulls.append(float(terms["taught_disc_pres"].detach()))
+        begin, end = np.mean(losses[:5]), np.mean(losses[-5:])
+        assert end < begin - 0.3 * abs(begin)
+        assert np.mean(pulls[-5:]) < 0.5 * np.mean(pulls[:5])
 
     def test_without_noise_it_does_not_depend_on_chance(self, task: ScalorTask) -> None:
         """What is measured at the end of a run follows from its weights."""
@@ -268,14 +268,17 @@ def test_the_background_is_the_one_that_was_found(task: ScalorTask) -> None:
     assert np.array_equal(faces, task.found.seen.every[0].scenery.faces)
 
 
-@pytest.mark.usefixtures("same_threads")
-class TestRun:
-    @pytest.fixture(scope="class")
-    def store(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Twelve episodes of twenty frames."""
-        frames = films(12, 20).reshape(-1, SIZE, SIZE, 3)
-        return write_store(tmp_path_factory.mktemp("data") / "films.h5", frames, episode=20)
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Twelve episodes, none longer than what is learnt from at a time."""
+    length = FAST.lead + FAST.length
+    frames = films(12, length).reshape(-1, SIZE, SIZE, 3)
+    return write_store(tmp_path / "films.h5", frames, episode=length)
 
+
+@pytest.mark.usefixtures("same_threads")
+@pytest.mark.filterwarnings("ignore:held-out frames")  # nobody learns much in three steps
+class TestRun:
     def test_leaves_weights_that_follow_and_goes_on_where_it_was(
         self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -307,9 +310,10 @@ class TestRun:
                 return super().forward(batch, at)
 
         part = tmp_path / "part"
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(run, "ScalorTask", Stopped)
-            train(config(store, part, **plain, log_every=1))
+            with pytest.raises(KeyboardInterrupt):
+                train(config(store, part, **plain, log_every=1))
         assert load_checkpoint(part / run.CHECKPOINT).about["step"] == 2
         resumed = train(config(store, part, **plain, log_every=1, resume=True))
         assert same(tensors(resumed), tensors(whole))

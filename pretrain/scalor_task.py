@@ -172,7 +172,7 @@ class ScalorTask(nn.Module):
             if batch.track.numel():
                 _, pupil = taught(frame, batch.shown(t), pupil)
                 pupil = torch.where(frame.kept, pupil, -1)
-        if recipe.lead and recipe.forgotten:
+        if recipe.lead and recipe.forgotten and model.training:
             rows = torch.rand(pupil.shape, device=pupil.device) < recipe.forgotten
             # Half of the sequences begin after the lead: first sights are to be learnt, too.
             anew = torch.rand(len(rows), device=rows.device) < 0.5

@@ -29,7 +29,7 @@ def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
     one further up by an IoU above `distinct`, be that one a repetition or not: all at once, so
     that there is no loop over boxes.
     """
-    same = (overlaps(box) > distinct) & (presence > 0).mT
+    same = (overlaps(box, box) > distinct) & (presence > 0).mT
     return same.tril(diagonal=-1).any(2, keepdim=True)
 
 
@@ -39,19 +39,18 @@ def doubled(box: Tensor, track_id: Tensor, distinct: float) -> Tensor:
     Two rows may come to follow one object; it was the elder's. A free row is nobody's elder.
     """
     elder = (track_id[:, None] >= 0) & (track_id[:, None] < track_id[:, :, None])
-    return (elder & (overlaps(box) > distinct)).any(2)
+    return (elder & (overlaps(box, box) > distinct)).any(2)
 
 
-def overlaps(box: Tensor) -> Tensor:
-    """(B, K, 4) boxes -> (B, K, K) their IoU with each other."""
-    scale, centre = box[..., :2], box[..., 2:]
-    low, high = centre - scale, centre + scale
-    shared = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(
-        low[:, :, None], low[:, None]
+def overlaps(some: Tensor, others: Tensor) -> Tensor:
+    """(B, M, 4) and (B, K, 4) boxes -> (B, M, K) their IoU."""
+    low, high = ([box[..., 2:] + sign * box[..., :2] for box in (some, others)] for sign in (-1, 1))
+    shared = torch.minimum(high[0][:, :, None], high[1][:, None]) - torch.maximum(
+        low[0][:, :, None], low[1][:, None]
     )
     both = shared.clamp(min=0).prod(-1)
-    area = (high - low).prod(-1)
-    return both / (area[:, :, None] + area[:, None] - both).clamp(min=1e-9)
+    areas = [(h - w).prod(-1) for w, h in zip(low, high, strict=True)]
+    return both / (areas[0][:, :, None] + areas[1][:, None] - both).clamp(min=1e-9)
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:

@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from objrl.frames import check_frames, to_image
-from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
+from objrl.models.boxes import clip_boxes, doubled, overlaps, repeated, tight_boxes
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
@@ -84,7 +85,8 @@ class Scalor(nn.Module):
             temperature=temperature,
             sample=sample,
         )
-        followed, missed, stopped, stays = self.stop(followed, posterior, state)
+        empty = self._empty(shown, followed.z_where) if picture is not None else None
+        followed, missed, stopped, stays = self.stop(followed, posterior, state, empty)
         covered = mask_of(followed, self.covering(followed, missed, stays), config.masks)
         found = self.discovery(
             *(image, features, self.glimpses, covered), temperature=temperature, sample=sample
@@ -93,6 +95,8 @@ class Scalor(nn.Module):
         if config.distinct < 1:
             box = found.objects.z_where
             new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
+            known = (overlaps(box, followed.z_where) > config.distinct) & stays[:, None]
+            new = new & ~known.any(2)
         if picture is not None:
             new = new & ~is_foreign(self._far(shown))[:, None]
         seats = seat(new, found.objects.z_pres[..., 0], stays)
@@ -141,10 +145,40 @@ class Scalor(nn.Module):
         far = self._far(shown)
         return far & ~is_foreign(far)[:, None, None, None]
 
+    def _empty(self, shown: Tensor, z_where: Tensor) -> Tensor:
+        """(B, K) bool: whose box shows nothing but the background.
+
+        Not by a few taps, which might miss what is small: by the mean of the box, from a table of
+        sums.
+        """
+        height, width = self.config.frame_size
+        sums = functional.pad(self._far(shown).float().cumsum(2).cumsum(3), (1, 0, 1, 0))
+        side = torch.tensor([width, height], device=z_where.device)
+        low, high = (
+            ((z_where[..., 2:] + sign * z_where[..., :2] + 1) / 2 * side) for sign in (-1, 1)
+        )
+        low = torch.minimum(low.floor().clamp(min=0), side).long()
+        high = torch.minimum(high.ceil().clamp(min=0), side).long()
+        table = sums.flatten(1)
+
+        def at(x: Tensor, y: Tensor) -> Tensor:
+            return table.gather(1, y * (width + 1) + x)
+
+        (left, top), (right, bottom) = low.unbind(-1), high.unbind(-1)
+        found = at(right, bottom) - at(left, bottom) - at(right, top) + at(left, top)
+        return found < 0.5
+
     def stop(
-        self, objects: Objects, posterior: Beliefs, state: ScalorState
+        self, objects: Objects, posterior: Beliefs, state: ScalorState, empty: Tensor | None = None
     ) -> tuple[Objects, Tensor, Tensor, Tensor]:
         """Decide who is followed no longer.
+
+        Args:
+            objects: who was followed.
+            posterior: what is believed of them.
+            state: of the frame before.
+            empty: (B, K) bool, whose place shows nothing but a known background: whatever the
+                network believes, that object is not seen.
 
         Returns:
             The objects, z_pres 0 for who is not; frames unseen, sum of 1 - z_pres, and who stays.
@@ -152,6 +186,8 @@ class Scalor(nn.Module):
         gone = 1 - objects.z_pres[..., 0]
         stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
         unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
+        if empty is not None:
+            unseen = unseen | empty
         if self.config.doubled < 1:
             seen = torch.where(unseen, NO_TRACK, state.track_id)
             unseen = unseen | doubled(objects.z_where, seen, self.config.doubled)

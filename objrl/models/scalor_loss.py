@@ -103,8 +103,10 @@ class Shown:
 def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Return how far a frame is from what a teacher shows, and who follows which piece after it.
 
-    A row that was born where a piece is shown is to follow that piece, to be absent where it is not
-    shown, and nobody else is to propose it. Who follows nothing that is shown is to be absent, too.
+    Every piece is to be proposed: those that somebody follows are rejected, and one that is lost is
+    found again in the next frame. A row that was born where a piece is shown is to follow it. Who
+    follows nothing that is shown takes the piece that it is on, if that is nobody's, or else is to
+    be absent.
 
     Args:
         frame: what was inferred.
@@ -114,7 +116,8 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     Returns:
         No nats, weighed by the preset; and the next `pupil`.
     """
-    same = (pupil[:, :, None] == shown.track[:, None]) & (pupil[:, :, None] >= 0)  # (B, K, J)
+    pupil = _rebound(frame, shown, pupil)
+    same = _follows(pupil, shown)
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
     goal = _rows(shown.z_where, which)
     followed = frame.followed
@@ -126,41 +129,46 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
         .flatten(1)
         .sum(1),
     }
-    # A piece is to be proposed when nobody follows it.
-    free = (shown.track >= 0) & (shown.cell >= 0) & ~same.any(1)
+    visible = (shown.track >= 0) & (shown.cell >= 0)
     logit = frame.discovered.logit[..., 0]
     wanted = torch.zeros_like(logit)
-    column = torch.where(free, shown.cell, 0)
-    wanted = wanted.scatter_add(1, column, free.float()).clamp(max=1)
+    column = torch.where(visible, shown.cell, 0)
+    wanted = wanted.scatter_add(1, column, visible.float()).clamp(max=1)
     weight = torch.where(wanted > 0, 1.0, shown.weight[..., 0])
     pull = F.binary_cross_entropy_with_logits(logit, wanted, weight, reduction="none")
     placed = _rows(frame.discovered.every_where, column)
-    off = _off(placed, shown.z_where) * free[..., None]
+    off = _off(placed, shown.z_where) * visible[..., None]
     terms |= {"taught_disc_pres": pull.sum(1), "taught_disc_where": off.flatten(1).sum(1)}
-    return terms, _after(frame, shown, pupil, free)
+    return terms, _after(frame, shown, pupil, visible & ~same.any(1))
+
+
+def _follows(pupil: Tensor, shown: Shown) -> Tensor:
+    """(B, K, J) bool: which row follows which piece that is shown."""
+    return (pupil[:, :, None] == shown.track[:, None]) & (pupil[:, :, None] >= 0)
+
+
+def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
+    """Give pieces that nobody follows to the nearest rows on them that follow nothing shown."""
+    same = _follows(pupil, shown)
+    free = (shown.track >= 0) & ~same.any(1)
+    idle = frame.followed & ~same.any(2)
+    size = shown.z_where[:, None, :, :2].sum(-1)
+    apart = torch.cdist(frame.propagated.z_where.detach(), shown.z_where, p=1.0)
+    possible = idle[:, :, None] & free[:, None] & (apart < size)
+    nearest, row = apart.masked_fill(~possible, torch.inf).min(1)
+    row = torch.where(torch.isfinite(nearest), row, pupil.shape[1])  # the last column is nobody's
+    nobody = torch.full_like(pupil[:, :1], -1)
+    return torch.cat([pupil, nobody], dim=1).scatter(1, row, shown.track)[:, :-1]
 
 
 def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, free: Tensor) -> Tensor:
-    """Who follows what: the newborn the piece of their cell, who follows none the one it is on."""
+    """Who follows what: the newborn the piece of their cell."""
     cells = frame.discovered.logit.shape[1]
     piece = torch.full((len(pupil), cells + 1), -1, dtype=torch.int64, device=pupil.device)
     piece = piece.scatter(1, torch.where(free, shown.cell, cells), shown.track)[:, :cells]
     seats: Seats = frame.seats
     born_from = frame.discovered.index.gather(1, seats.source.clamp(min=0))
-    pupil = torch.where(seats.born, piece.gather(1, born_from), pupil)
-    # Of those who follow none, the one that is nearest to a piece which nobody follows.
-    old, new = frame.propagated.z_where, frame.discovered.objects.z_where
-    z_where = seats.take(new, old)
-    free = (shown.track >= 0) & ~(pupil[:, :, None] == shown.track[:, None]).any(1)
-    apart = torch.cdist(z_where.detach(), shown.z_where, p=1.0) / shown.z_where[:, None, :, :2].sum(
-        -1
-    )
-    possible = ((pupil < 0) & frame.kept)[:, :, None] & free[:, None] & (apart < 1)
-    nearest, row = apart.masked_fill(~possible, torch.inf).min(1)
-    found = torch.isfinite(nearest)
-    ends = torch.full_like(pupil[:, :1], -1)
-    at = torch.where(found, row, pupil.shape[1])
-    return torch.cat([pupil, ends], 1).scatter(1, at, shown.track)[:, :-1]
+    return torch.where(seats.born, piece.gather(1, born_from), pupil)
 
 
 def _rows(field: Tensor, index: Tensor) -> Tensor:

@@ -239,7 +239,7 @@ def _stepping(config: ScalorConfig, count: int, device: torch.device) -> Work:
 def _training(config: ScalorConfig, device: torch.device) -> Work:
     """Batch 4, 10 frames of 64 x 64, 16 rows."""
     model = replace(config, max_slots=16)
-    recipe = replace(SCALOR["scalor-fast"], model=model, self_configure=False)
+    recipe = replace(SCALOR["scalor-fast"], model=model, self_configure=False, lead=0, length=10)
     task = ScalorTask(recipe, None).to(device).train()
     (optimizer,) = task.optimizers()
     frames = torch.randint(0, 256, (4, 10, *config.frame_size, 3), dtype=torch.uint8)

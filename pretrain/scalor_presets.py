@@ -109,6 +109,7 @@ _FAST = ScalorRecipe(
         anchor=None,
         mask_stride=4,
         distinct=0.6,
+        known=0.35,
         doubled=0.85,
         step=0.3,
     ),

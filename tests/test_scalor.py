@@ -376,13 +376,15 @@ class TestDrawing:
         where = torch.tensor([[[0.25, 0.25, 0.0, 0.0], [0.25, 0.25, 0.75, 0.75]]])
         covered = torch.zeros(1, 1, *SMALL_SCALOR.masks)
         covered[..., :6, :7] = 1
-        rejected = model.discovery.rejects(mask, where, covered)
+        nobody = torch.zeros(1, 6, 4)
+        rejected = model.discovery.rejects(mask, where, covered, nobody)
         assert rejected.tolist() == [[True, False]]
-        assert (
-            not make_scalor(replace(SMALL_SCALOR, rejection=False))
-            .discovery.rejects(mask, where, covered)
-            .any()
-        )
+        boxes = torch.cat([where[:, 1:] + 0.01, nobody], dim=1)
+        assert model.discovery.rejects(mask, where, covered, boxes).tolist() == [[True, False]]
+        model = make_scalor(replace(SMALL_SCALOR, known=0.35))
+        assert model.discovery.rejects(mask, where, covered, boxes).tolist() == [[True, True]]
+        model = make_scalor(replace(SMALL_SCALOR, known=0.35, rejection=False))
+        assert not model.discovery.rejects(mask, where, covered, boxes).any()
 
 
 class TestLoss:

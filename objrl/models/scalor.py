@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from objrl.frames import check_frames, to_image
-from objrl.models.boxes import clip_boxes, doubled, overlaps, repeated, tight_boxes
+from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
@@ -89,14 +89,14 @@ class Scalor(nn.Module):
         followed, missed, stopped, stays = self.stop(followed, posterior, state, empty)
         covered = mask_of(followed, self.covering(followed, missed, stays), config.masks)
         found = self.discovery(
-            *(image, features, self.glimpses, covered), temperature=temperature, sample=sample
+            *(image, features, self.glimpses, covered, followed.z_where * stays[..., None]),
+            temperature=temperature,
+            sample=sample,
         )
         new = (found.objects.z_pres > config.birth)[..., 0]
         if config.distinct < 1:
             box = found.objects.z_where
             new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
-            known = (overlaps(box, followed.z_where) > config.distinct) & stays[:, None]
-            new = new & ~known.any(2)
         if picture is not None:
             new = new & ~is_foreign(self._far(shown))[:, None]
         seats = seat(new, found.objects.z_pres[..., 0], stays)

@@ -62,8 +62,10 @@ class ScalorConfig:
     mask_stride: int = 1
     """Pixels of the canvas a side for one of the masks that are compared."""
     distinct: float = 1.0
-    """IoU with a likelier proposal's box, or with that of who is followed, from which on a proposal
-    is the same object again."""
+    """IoU with a likelier proposal's box from which on a proposal is the same object again."""
+    known: float = 1.0
+    """IoU with the box of who is followed from which on a proposal is rejected, too: masks of a few
+    pixels tell little. The paper goes by masks alone."""
     doubled: float = 1.0
     """IoU with the box of an older object that is seen from which on a followed one counts as not
     seen: both follow the same. The paper has no such rule."""

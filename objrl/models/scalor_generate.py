@@ -239,7 +239,9 @@ def _born(
     bias, z_depth, z_what = noise(4), noise(1), noise(config.z_what)
     z_where = model.discovery.placed(bias)
     appearance, mask = model.glimpses.decode(z_what)
-    rejected = model.discovery.rejects(mask, z_where, mask_of(old, covering, config.masks))
+    rejected = model.discovery.rejects(
+        mask, z_where, mask_of(old, covering, config.masks), old.z_where * stays[..., None]
+    )
     wanted = (lot < births) & ~rejected[..., None]
     if config.distinct < 1:
         wanted = wanted & ~repeated(z_where, wanted.float(), config.distinct)

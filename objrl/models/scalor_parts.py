@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objrl.models.boxes import overlaps
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, Proposals
 from objrl.models.scalor_networks import Glimpses, Search, Table, mlp
@@ -201,6 +202,7 @@ class Discovery(nn.Module):
         features: Tensor,
         glimpses: Glimpses,
         propagated: Tensor,
+        boxes: Tensor,
         *,
         temperature: float,
         sample: bool,
@@ -212,6 +214,7 @@ class Discovery(nn.Module):
             features: (B, C, G, G).
             glimpses: encoder and decoder.
             propagated: (B, 1, h, w) the mask of what is followed, M^P.
+            boxes: (B, K, 4) z_where of the same; of no size where nobody is.
             temperature: of the relaxed z_pres.
             sample: draw latents, or take the likeliest.
         """
@@ -230,7 +233,7 @@ class Discovery(nn.Module):
         z_what = draw(what, sample)
         appearance, drawn = glimpses.decode(z_what)
         offered = take(z_pres, index)
-        rejected = self.rejects(drawn, z_where, propagated)
+        rejected = self.rejects(drawn, z_where, propagated, boxes)
         objects = Objects(
             z_pres=offered * ~rejected[..., None],
             z_where=z_where,
@@ -260,7 +263,7 @@ class Discovery(nn.Module):
         return torch.cat([self.config.size(raw[..., :2]), x, y], dim=-1)
 
     @torch.no_grad()
-    def rejects(self, mask: Tensor, z_where: Tensor, propagated: Tensor) -> Tensor:
+    def rejects(self, mask: Tensor, z_where: Tensor, propagated: Tensor, boxes: Tensor) -> Tensor:
         """Algorithm 1's test, (B, M) bool: is too much of a proposal's area followed already?
 
         What counts as area, 0.3 of a proposal's mask and 0.1 of what is followed, is the authors'.
@@ -272,7 +275,8 @@ class Discovery(nn.Module):
         own = place(mask, z_where, origin, size, size)[:, :, 0] > 0.3
         shared = own & (propagated > 0.1)
         share = shared.sum((2, 3)) / own.sum((2, 3)).clamp(min=1)
-        return share >= self.config.overlap
+        followed = overlaps(z_where, boxes).amax(2) > self.config.known
+        return (share >= self.config.overlap) | followed
 
 
 def mask_of(objects: Objects, presence: Tensor, size: tuple[int, int]) -> Tensor:

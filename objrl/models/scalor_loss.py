@@ -105,8 +105,8 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
 
     Every piece is to be proposed: those that somebody follows are rejected, and one that is lost is
     found again in the next frame. A row that was born where a piece is shown is to follow it. Who
-    follows nothing that is shown takes the piece that it is on, if that is nobody's, or else is to
-    be absent.
+    follows nothing that is shown takes the piece that it is on, if that is nobody's; who is on none
+    is to be absent. Of who is on another's nothing is said: it looks just as the other does.
 
     Args:
         frame: what was inferred.
@@ -123,8 +123,9 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     followed = frame.followed
     on = there[..., None].float()
     pres = F.binary_cross_entropy_with_logits(frame.posterior.logit, on, reduction="none")
+    clear = followed & (there | ~torch.isfinite(_distance(frame, shown)).any(2))
     terms = {
-        "taught_prop_pres": (pres * followed[..., None]).flatten(1).sum(1),
+        "taught_prop_pres": (pres * clear[..., None]).flatten(1).sum(1),
         "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & followed)[..., None])
         .flatten(1)
         .sum(1),
@@ -147,15 +148,21 @@ def _follows(pupil: Tensor, shown: Shown) -> Tensor:
     return (pupil[:, :, None] == shown.track[:, None]) & (pupil[:, :, None] >= 0)
 
 
+def _distance(frame: ScalorFrame, shown: Shown) -> Tensor:
+    """(B, K, J) how far rows are from the pieces that they are on; infinite for the others."""
+    size = shown.z_where[:, None, :, :2].sum(-1)
+    apart = torch.cdist(frame.propagated.z_where.detach(), shown.z_where, p=1.0)
+    on = (apart < size) & (shown.track >= 0)[:, None]
+    return apart.masked_fill(~on, torch.inf)
+
+
 def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
     """Give pieces that nobody follows to the nearest rows on them that follow nothing shown."""
     same = _follows(pupil, shown)
     free = (shown.track >= 0) & ~same.any(1)
     idle = frame.followed & ~same.any(2)
-    size = shown.z_where[:, None, :, :2].sum(-1)
-    apart = torch.cdist(frame.propagated.z_where.detach(), shown.z_where, p=1.0)
-    possible = idle[:, :, None] & free[:, None] & (apart < size)
-    nearest, row = apart.masked_fill(~possible, torch.inf).min(1)
+    possible = idle[:, :, None] & free[:, None]
+    nearest, row = _distance(frame, shown).masked_fill(~possible, torch.inf).min(1)
     row = torch.where(torch.isfinite(nearest), row, pupil.shape[1])  # the last column is nobody's
     nobody = torch.full_like(pupil[:, :1], -1)
     return torch.cat([pupil, nobody], dim=1).scatter(1, row, shown.track)[:, :-1]

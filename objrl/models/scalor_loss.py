@@ -106,7 +106,8 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     Every piece is to be proposed: those that somebody follows are rejected, and one that is lost is
     found again in the next frame. A row that was born where a piece is shown is to follow it. Who
     follows nothing that is shown takes the piece that it is on, if that is nobody's; who is on none
-    is to be absent. Of who is on another's nothing is said: it looks just as the other does.
+    is to be absent, also who has lost its own: it sees as little as the others. Of who is on
+    another's nothing is said: it looks just as the other does.
 
     Args:
         frame: what was inferred.
@@ -121,9 +122,12 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
     goal = _rows(shown.z_where, which)
     followed = frame.followed
-    on = there[..., None].float()
-    pres = F.binary_cross_entropy_with_logits(frame.posterior.logit, on, reduction="none")
-    clear = followed & (there | ~torch.isfinite(_distance(frame, shown)).any(2))
+    on = torch.isfinite(_distance(frame, shown))
+    there_now = (on & same).any(2)
+    pres = F.binary_cross_entropy_with_logits(
+        frame.posterior.logit, there_now[..., None].float(), reduction="none"
+    )
+    clear = followed & (there_now | ~on.any(2))
     terms = {
         "taught_prop_pres": (pres * clear[..., None]).flatten(1).sum(1),
         "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & followed)[..., None])

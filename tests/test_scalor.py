@@ -458,11 +458,7 @@ class TestLoss:
             gone = replace(shown, track=torch.tensor([[-1, -1]]))
             absent, _ = taught(frame, gone, pupil)
             assert absent["taught_prop_where"] == absent["taught_disc_where"] == 0
-            # Who is on its piece is to be there; who has lost it sees nothing, as if it were gone.
-            near, _ = taught(frame, replace(shown, z_where=frame.propagated.z_where[:, :2]), pupil)
-            far, _ = taught(frame, replace(shown, z_where=where + 5), pupil)
-            assert near["taught_prop_pres"] < far["taught_prop_pres"]
-            assert far["taught_prop_pres"] == absent["taught_prop_pres"]
+            assert absent["taught_prop_pres"] > terms["taught_prop_pres"]
 
     def test_a_piece_that_is_nobodys_goes_to_the_row_on_it(self) -> None:
         model = make_scalor(replace(SMALL_SCALOR, max_slots=4), bias=2.0)

@@ -103,11 +103,10 @@ class Shown:
 def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Return how far a frame is from what a teacher shows, and who follows which piece after it.
 
-    Every piece is to be proposed: those that somebody follows are rejected, and one that is lost is
-    found again in the next frame. A row that was born where a piece is shown is to follow it. Who
-    follows nothing that is shown takes the piece that it is on, if that is nobody's; who is on none
-    is to be absent, also who has lost its own: it sees as little as the others. Of who is on
-    another's nothing is said: it looks just as the other does.
+    Every piece is to be proposed: those that somebody follows are rejected, and one that is lost
+    is found again in the next frame. A row that was born where a piece is shown is to follow it,
+    and to be absent where it is not shown. Who follows nothing that is shown takes the piece that
+    it is on, if that is nobody's.
 
     Args:
         frame: what was inferred.
@@ -122,14 +121,12 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
     goal = _rows(shown.z_where, which)
     followed = frame.followed
-    on = torch.isfinite(_distance(frame, shown))
-    there_now = (on & same).any(2)
     pres = F.binary_cross_entropy_with_logits(
-        frame.posterior.logit, there_now[..., None].float(), reduction="none"
+        frame.posterior.logit, there[..., None].float(), reduction="none"
     )
-    clear = followed & (there_now | ~on.any(2))
+    bound = followed & (pupil >= 0)
     terms = {
-        "taught_prop_pres": (pres * clear[..., None]).flatten(1).sum(1),
+        "taught_prop_pres": (pres * bound[..., None]).flatten(1).sum(1),
         "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & followed)[..., None])
         .flatten(1)
         .sum(1),

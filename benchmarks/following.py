@@ -62,9 +62,10 @@ class FollowingConfig:
     part: tyro.conf.Positional[Part]
     """atari, sprites, ablation or cost."""
     tracks: Path = Path("runs/tracks")
-    """Folder of GAME.npz, from `objrl truth --sequences 8 --length 64 --seed 4242`."""
+    """Folder of GAME.npz, from `objrl truth --sequences 8 --length 64 --seed 777`."""
     sprites: Path = Path("runs/sprites")
-    """Folder of NAME.npz and NAME.h5, from `objrl synthetic`."""
+    """Folder of NAME.h5, from `objrl synthetic`, and of NAME.npz, from `objrl synthetic --seed
+    777 --sequences 0`."""
     runs: Path = Path("runs")
     """Folder of scalor-NAME/weights.safetensors."""
     limit: int | None = None
@@ -188,7 +189,6 @@ def _stepping(config: ScalorConfig, count: int, device: torch.device) -> Work:
         track_id=torch.where(ids < count, ids, -1),
         z_pres=(ids < count).float()[..., None],
         z_where=torch.rand(1, config.max_slots, 4) / 5,
-        fresh=torch.zeros_like(state.fresh),
     )
     frames = torch.randint(0, 256, (1, *config.frame_size, 3), dtype=torch.uint8)
     first = torch.zeros(1, dtype=torch.bool)

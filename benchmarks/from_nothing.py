@@ -18,7 +18,7 @@ import tyro
 
 import objrl
 from objrl.atomic import write_atomically
-from objrl.pretrain.checkpoint import load_checkpoint
+from objrl.checkpoint import load_checkpoint
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.fleet import FleetConfig, run_of, train_fleet
 from objrl.pretrain.run import CHECKPOINT, REPORT, WEIGHTS

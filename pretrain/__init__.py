@@ -14,8 +14,8 @@ In the order of use:
 - `presets`: the training recipes as values, SCALOR's in `scalor_presets`.
 - `train`: what `objrl pretrain` checks before it begins; `run` is the one loop for every model,
   `health` tells whether it goes well and what mends it, `space_task` is what SPACE brings,
-  `scalor_task` what SCALOR does, `task` what every model must; `batches` feeds it, `checkpoint`
-  keeps it, `stopping` lets it end cleanly, `report` sums it up.
+  `scalor_task` what SCALOR does, `task` what every model must; `batches` feeds it, `report` sums
+  it up.
 - `evaluate`: scores, by labelled frames or without (`objrl evaluate`); `measure` computes them,
   `truth` reads the labels, `ram_truth` makes some (`objrl truth`) by what `ram_reader` reads,
   `tracks` and `mot` do the same for objects that are followed, `probe` asks what `what` knows,

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from objrl.atomic import write_atomically
+from objrl.checkpoint import Checkpoint, restore, save_checkpoint
 from objrl.draw import write_png
 from objrl.models.regions import Image
 from objrl.pretrain.batches import Batches
-from objrl.pretrain.checkpoint import Checkpoint, restore, save_checkpoint
 from objrl.pretrain.configure import Findings, configure, fit_canvas, join, look
 from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
 from objrl.pretrain.joint import by_game
@@ -37,8 +37,8 @@ from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.pretrain.scalor_task import ScalorTask
 from objrl.pretrain.space_task import SpaceTask
-from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.task import Task
+from objrl.stopping import asked_to_stop
 from objrl.weights.registry import save_weights
 
 if TYPE_CHECKING:

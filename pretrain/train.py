@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from objrl.pretrain.checkpoint import Checkpoint, load_checkpoint
+from objrl.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore

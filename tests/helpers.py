@@ -10,7 +10,7 @@ Letters: B batch, K slots, D features of `what`, H W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import gymnasium as gym
@@ -113,6 +113,9 @@ SMALL_SCALOR = ScalorConfig(
 )
 
 
+BACKGROUNDS: tuple[Literal["none", "decoder", "static"], ...] = ("none", "decoder", "static")
+
+
 def make_scalor(config: ScalorConfig = SMALL_SCALOR, bias: float = 0.3, seed: int = 0) -> Scalor:
     """Make one of random weights; the higher the bias, the likelier are proposals.
 
@@ -187,3 +190,9 @@ gym.register(
         **{"full_action_space": False, "max_num_frames_per_episode": 108_000},
     },
 )
+
+
+def firsts(batch: int, *which: int) -> Tensor:
+    first = torch.zeros(batch, dtype=torch.bool)
+    first[list(which)] = True
+    return first

@@ -145,11 +145,27 @@ class TestRepeated:
         box = torch.tensor([0.2, 0.1, 0.0, 0.0]).expand(2, 1, 4)
         assert not repeated(box, torch.ones(2, 1, 1), 0.6).any()
 
-    def test_of_two_on_one_place_the_younger_is_double(self) -> None:
-        box = torch.tensor([[0.2, 0.1, 0.0, 0.0], [0.2, 0.1, 0.01, 0.0], [0.2, 0.1, 0.5, 0.0]])
-        ids = torch.tensor([[5, 2, 1], [2, -1, 1]])
-        found = doubled(box.expand(2, 3, 4), ids, 0.85)
-        assert found.tolist() == [[True, False, False], [False, False, False]]
+    @pytest.mark.parametrize(
+        ("lost", "surprise", "expected"),
+        [
+            ([], [0.0, 0.0], [True, False]),
+            ([], [0.1, 0.15], [True, False]),
+            ([], [0.1, 0.21], [False, True]),
+            ([0], [0.1, 0.21], [True, False]),
+            ([1], [0.0, 0.0], [False, True]),
+        ],
+        ids=["the younger", "a small leap", "who leapt", "who was lost", "the elder was lost"],
+    )
+    def test_of_two_on_one_place_one_is_double(
+        self, lost: list[int], surprise: list[float], expected: list[bool]
+    ) -> None:
+        """The first is the younger; the third is elsewhere, the fourth a free row."""
+        box = torch.tensor([[0.2, 0.1, x, 0.0] for x in (0.0, 0.01, 0.5, 0.0)])
+        gone = torch.zeros(1, 4, dtype=torch.bool)
+        gone[0, lost] = True
+        far = torch.tensor([[*surprise, 0.0, 9.0]])
+        found = doubled(box[None], torch.tensor([[5, 2, 1, -1]]), gone, far, 0.85)
+        assert found.tolist() == [[*expected, False, False]]
 
     def test_a_detector_shows_an_object_once(self) -> None:
         """All cells see the same thing; with `distinct` at 1, every row is shown."""

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from objrl.pretrain.checkpoint import load_checkpoint, restore, save_checkpoint
+from objrl.checkpoint import load_checkpoint, restore, save_checkpoint
 
 
 def make(seed: int, inputs: int = 3) -> tuple[nn.Module, list[torch.optim.Optimizer]]:

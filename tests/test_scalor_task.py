@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import objrl
+from objrl.checkpoint import load_checkpoint
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_latents import ScalorFrame
 from objrl.models.scalor_state import ScalorState
 from objrl.models.space_background import Static
 from objrl.pretrain import run
-from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.configure import configure, look
 from objrl.pretrain.report import final_metrics
 from objrl.pretrain.scalor_presets import SCALOR
@@ -179,7 +179,7 @@ class TestLoss:
         task = another(task, taught=Linear(10.0)).train()
         (optimizer,), batch = task.optimizers(), task.prepare(films(2, 5))
         losses, pulls = [], []
-        for _ in range(20):
+        for _ in range(30):
             total, terms = task(batch, 0.5)
             optimizer.zero_grad()
             total.backward()

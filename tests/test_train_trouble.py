@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from objrl.checkpoint import load_checkpoint
 from objrl.pretrain import health, run
-from objrl.pretrain.checkpoint import load_checkpoint
 from objrl.pretrain.space_task import Batch, SpaceTask
-from objrl.pretrain.stopping import asked_to_stop
 from objrl.pretrain.train import train
+from objrl.stopping import asked_to_stop
 from tests.squares import STEPS, command, config, events, make_frames, same, tensors, write_store
 from tests.test_checkpoint import full_disk
 

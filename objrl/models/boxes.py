@@ -33,13 +33,36 @@ def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
     return same.tril(diagonal=-1).any(2, keepdim=True)
 
 
-def doubled(box: Tensor, track_id: Tensor, distinct: float) -> Tensor:
-    """(B, K, 4) boxes of (B, K) int64 identities -> (B, K) bool: is on one that is older.
+def doubled(
+    box: Tensor, track_id: Tensor, lost: Tensor, surprise: Tensor, distinct: float
+) -> Tensor:
+    """Tell who is on another's object: of two rows that came to follow one, all but one are.
 
-    Two rows may come to follow one object; it was the elder's. A free row is nobody's elder.
+    Whose it is: who was seen in the frame before has it before who was not. Else it was the
+    elder's; unless its leap there surprises twice as much as the younger's, for where two objects
+    cross, a row may be taken along by the other's.
+
+    Args:
+        box: (B, K, 4).
+        track_id: (B, K) int64, -1 in free rows, which are on nobody's object and have none.
+        lost: (B, K) bool, who was not seen in the frame before.
+        surprise: (B, K) how far a row is from where it would be if it had gone on as it went.
+        distinct: IoU above which two are on one object.
+
+    Returns:
+        (B, K) bool.
     """
-    elder = (track_id[:, None] >= 0) & (track_id[:, None] < track_id[:, :, None])
-    return (elder & (overlaps(box, box) > distinct)).any(2)
+    mine, other = track_id[:, :, None], track_id[:, None]
+    both = (mine >= 0) & (other >= 0) & (mine != other) & (overlaps(box, box) > distinct)
+    younger = mine > other
+    more = torch.where(
+        younger,
+        2 * surprise[:, :, None] >= surprise[:, None],
+        surprise[:, :, None] > 2 * surprise[:, None],
+    )
+    same = lost[:, :, None] == lost[:, None]
+    worse = torch.where(same, more, lost[:, :, None])
+    return (both & worse).any(2)
 
 
 def overlaps(some: Tensor, others: Tensor) -> Tensor:
@@ -51,6 +74,16 @@ def overlaps(some: Tensor, others: Tensor) -> Tensor:
     both = shared.clamp(min=0).prod(-1)
     areas = [(h - w).prod(-1) for w, h in zip(low, high, strict=True)]
     return both / (areas[0][:, :, None] + areas[1][:, None] - both).clamp(min=1e-9)
+
+
+def apart(some: Tensor, others: Tensor) -> Tensor:
+    """(B, M, 4) and (B, K, 4) boxes -> (B, M, K) how far they are apart, in units of the first's.
+
+    Differences in width, height and place are summed up, and divided by width plus height: 1 for
+    squares of one size that touch, which have an IoU of 0. For boxes of a few pixels an IoU tells
+    too little: one pixel beside the place, and it is gone.
+    """
+    return torch.cdist(some, others, p=1.0) / some[..., :2].sum(-1, keepdim=True).clamp(min=1e-9)
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:

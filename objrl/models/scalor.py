@@ -80,7 +80,7 @@ class Scalor(nn.Module):
         config = self.config
         shown, picture = self._shown(image)
         features, memory = self.encoder(shown, state.memory)
-        posterior, followed, tracker = self.propagation(
+        posterior, followed, tracker, looks = self.propagation(
             *(image, shown, features, self.glimpses, state),
             temperature=temperature,
             sample=sample,
@@ -99,9 +99,10 @@ class Scalor(nn.Module):
             new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
         if picture is not None:
             new = new & ~is_foreign(self._far(shown))[:, None]
+            new = new & ~self._empty(shown, found.objects.z_where)
         seats = seat(new, found.objects.z_pres[..., 0], stays)
         kept = stays | seats.born
-        frame = ScalorFrame(state.alive, kept, posterior, None, followed, found, seats)
+        frame = ScalorFrame(state.alive, kept, posterior, None, followed, found, seats, looks)
         prior, ahead = self.propagation.foresee(state) if drawn else (None, state.prior)
         after = self.remember(
             *(followed, found.objects, seats, state, memory, tracker, ahead),
@@ -121,7 +122,8 @@ class Scalor(nn.Module):
             foreground=layers.mean,
             alpha=layers.alpha,
         )
-        return frame, replace(after, z_bg=z_bg, prior_bg=prior_bg)
+        fresh = torch.zeros_like(state.fresh)
+        return frame, replace(after, z_bg=z_bg, prior_bg=prior_bg, fresh=fresh)
 
     def _shown(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Add to an image how far it is from the background, where that is known."""
@@ -181,16 +183,25 @@ class Scalor(nn.Module):
                 network believes, that object is not seen.
 
         Returns:
-            The objects, z_pres 0 for who is not; frames unseen, sum of 1 - z_pres, and who stays.
+            The objects, z_pres 0 for who is not, and who is not seen where it would be by now;
+            frames unseen, sum of 1 - z_pres, and who stays.
         """
         gone = 1 - objects.z_pres[..., 0]
         stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
         unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
         if empty is not None:
             unseen = unseen | empty
+        size, centre = state.z_where[..., :2], state.z_where[..., 2:]
+        ahead = torch.cat([size, (centre + state.velocity).clamp(-1.05, 1.05)], dim=-1)
         if self.config.doubled < 1:
+            surprise = (objects.z_where - ahead)[..., 2:].abs().sum(-1)
             seen = torch.where(unseen, NO_TRACK, state.track_id)
-            unseen = unseen | doubled(objects.z_where, seen, self.config.doubled)
+            unseen = unseen | doubled(
+                *(objects.z_where, seen, state.missed > 0, surprise, self.config.doubled)
+            )
+        # Where somebody is while it is not seen cannot be looked up: it goes on as it went.
+        z_where = torch.where(unseen[..., None], ahead, objects.z_where)
+        objects = replace(objects, z_where=z_where)
         missed = torch.where(state.alive & unseen, state.missed + 1, 0)
         if self.config.deletion == "paper":
             stays = state.alive & (stopped < 0.6)
@@ -233,7 +244,6 @@ class Scalor(nn.Module):
         # The first displacement counts whole, as in `objrl.tracking`.
         weight = torch.where(state.newborn, 1.0, _SMOOTHING)[..., None]
         velocity = torch.lerp(state.velocity, moved, weight) * here
-        # Where it is while it is not seen is a guess.
         velocity = torch.where(waiting[..., None], state.velocity, velocity)
         newborn = seats.born[..., None]
         return replace(
@@ -248,7 +258,6 @@ class Scalor(nn.Module):
             tracker=torch.where(newborn, 0.0, tracker * here),
             prior=torch.where(newborn[..., None], 0.0, prior * here[..., None]),
             memory=memory,
-            fresh=torch.zeros_like(state.fresh),
             next_id=state.next_id + seats.born.sum(1),
             overflow=state.overflow + seats.overflow,
         )

@@ -63,12 +63,12 @@ class ScalorConfig:
     """Pixels of the canvas a side for one of the masks that are compared."""
     distinct: float = 1.0
     """IoU with a likelier proposal's box from which on a proposal is the same object again."""
-    known: float = 1.0
-    """IoU with the box of who is followed from which on a proposal is rejected, too: masks of a few
-    pixels tell little. The paper goes by masks alone."""
+    known: float = 0.0
+    """How near a proposal's box may be to that of who is followed (`boxes.apart`) and not be
+    rejected: masks of a few pixels tell little. The paper goes by masks alone."""
     doubled: float = 1.0
-    """IoU with the box of an older object that is seen from which on a followed one counts as not
-    seen: both follow the same. The paper has no such rule."""
+    """IoU of two followed boxes from which on one counts as not seen: both follow the same
+    (`boxes.doubled`). The paper has no such rule."""
     birth: float = 0.7
     """Presence above which a proposal becomes an object that is followed."""
     death: float = 0.5

@@ -183,7 +183,7 @@ def _roll(
             ahead, h = model.background.foresee(state.z_bg, state.prior_bg, state.fresh)
             z_bg = draw(ahead, sample)
             background = model.background.decode(z_bg)
-            state = replace(state, z_bg=z_bg, prior_bg=h)
+            state = replace(state, z_bg=z_bg, prior_bg=h, fresh=torch.zeros_like(state.fresh))
         objects, state = _move(model, state, chance, sample)
         layers = model.draw(objects)
         image = (layers.mean + (1 - layers.alpha) * background).clamp(0, 1)

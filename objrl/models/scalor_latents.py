@@ -89,6 +89,35 @@ class Proposals:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Where propagation looked for the objects, and where it thinks that they are.
+
+    Attributes:
+        centre: (B, K, 2) x, y of a window, as in z_where.
+        reach: (B, K, 2) half its width and height in the same units.
+        logits: (B, K, n, n) of its cells, rows first: how much each looks like the object.
+    """
+
+    centre: Tensor
+    reach: Tensor
+    logits: Tensor
+
+    @staticmethod
+    def cells(n: int, like: Tensor) -> Tensor:
+        """(n,) centres of n cells beside each other from -1 to 1."""
+        return (2 * torch.arange(n, device=like.device) + 1) / n - 1
+
+    @property
+    def place(self) -> Tensor:
+        """(B, K, 2) x, y: the mean place of what looks like the object."""
+        n = self.logits.shape[-1]
+        share = self.logits.flatten(2).softmax(2).view_as(self.logits)
+        axis = self.cells(n, share)
+        mean = torch.stack([(share.sum(2) * axis).sum(-1), (share.sum(3) * axis).sum(-1)], dim=-1)
+        return self.centre + mean * self.reach
+
+
+@dataclass(frozen=True)
 class ScalorFrame:
     """Everything about one frame.
 
@@ -100,6 +129,7 @@ class ScalorFrame:
         propagated: their latents; z_pres 0 where nobody is.
         discovered: the proposals.
         seats: where the newborn sit.
+        looks: where the followed were searched for; none with the paper's attention.
         background: (B, 3, H, W); like all below None where only tracking was asked for.
         kl_bg: (B,) nats, KL(q(z_bg | z_fg, x) || p(z_bg | z_<t)).
         foreground: (B, 3, H, W).
@@ -113,6 +143,7 @@ class ScalorFrame:
     propagated: Objects
     discovered: Proposals
     seats: Seats
+    looks: tuple[Look, ...] = ()
     background: Tensor | None = None
     kl_bg: Tensor | None = None
     foreground: Tensor | None = None

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objrl.models.scalor_latents import Beliefs, ScalorFrame
+from objrl.models.boxes import apart
+from objrl.models.scalor_latents import Beliefs, Look, ScalorFrame
 from objrl.models.scalor_state import Seats
 from objrl.nn.distributions import bernoulli_kl, gaussian_kl, gaussian_log_prob
 
@@ -104,9 +105,9 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     """Return how far a frame is from what a teacher shows, and who follows which piece after it.
 
     Every piece is to be proposed: those that somebody follows are rejected, and one that is lost
-    is found again in the next frame. A row that was born where a piece is shown is to follow it,
-    and to be absent where it is not shown. Who follows nothing that is shown takes the piece that
-    it is on, if that is nobody's.
+    is found again in the same frame. A row that was born where a piece is shown is to follow it,
+    until it has lost it; one that follows nothing that is shown takes the piece that it is on. Who
+    is on none is to be absent.
 
     Args:
         frame: what was inferred.
@@ -124,13 +125,15 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     pres = F.binary_cross_entropy_with_logits(
         frame.posterior.logit, there[..., None].float(), reduction="none"
     )
-    bound = followed & (pupil >= 0)
     terms = {
-        "taught_prop_pres": (pres * bound[..., None]).flatten(1).sum(1),
+        "taught_prop_pres": (pres * followed[..., None]).flatten(1).sum(1),
         "taught_prop_where": (_off(frame.propagated.z_where, goal) * (there & followed)[..., None])
         .flatten(1)
         .sum(1),
     }
+    if frame.looks:
+        missed = torch.stack([look_loss(look, goal) for look in frame.looks]).sum(0)
+        terms["taught_prop_look"] = (missed * (there & followed)).sum(1)
     visible = (shown.track >= 0) & (shown.cell >= 0)
     logit = frame.discovered.logit[..., 0]
     wanted = torch.zeros_like(logit)
@@ -141,7 +144,9 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
     placed = _rows(frame.discovered.every_where, column)
     off = _off(placed, shown.z_where) * visible[..., None]
     terms |= {"taught_disc_pres": pull.sum(1), "taught_disc_where": off.flatten(1).sum(1)}
-    return terms, _after(frame, shown, pupil, visible & ~same.any(1))
+    # Who has lost its piece is let go: from afar it could only be taught to guess.
+    lost = same & torch.isinf(_distance(frame, shown))
+    return terms, _after(frame, shown, pupil.masked_fill(lost.any(2), -1), visible)
 
 
 def _follows(pupil: Tensor, shown: Shown) -> Tensor:
@@ -151,32 +156,42 @@ def _follows(pupil: Tensor, shown: Shown) -> Tensor:
 
 def _distance(frame: ScalorFrame, shown: Shown) -> Tensor:
     """(B, K, J) how far rows are from the pieces that they are on; infinite for the others."""
-    size = shown.z_where[:, None, :, :2].sum(-1)
-    apart = torch.cdist(frame.propagated.z_where.detach(), shown.z_where, p=1.0)
-    on = (apart < size) & (shown.track >= 0)[:, None]
-    return apart.masked_fill(~on, torch.inf)
+    far = apart(shown.z_where, frame.propagated.z_where.detach()).mT
+    return far.masked_fill((far >= 1) | (shown.track < 0)[:, None], torch.inf)
 
 
 def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
-    """Give pieces that nobody follows to the nearest rows on them that follow nothing shown."""
-    same = _follows(pupil, shown)
-    free = (shown.track >= 0) & ~same.any(1)
-    idle = frame.followed & ~same.any(2)
-    possible = idle[:, :, None] & free[:, None]
-    nearest, row = _distance(frame, shown).masked_fill(~possible, torch.inf).min(1)
-    row = torch.where(torch.isfinite(nearest), row, pupil.shape[1])  # the last column is nobody's
-    nobody = torch.full_like(pupil[:, :1], -1)
-    return torch.cat([pupil, nobody], dim=1).scatter(1, row, shown.track)[:, :-1]
+    """Give rows that follow nothing shown the nearest piece that they are on.
+
+    Also one that another row follows: both see the same, so both are to be taught the same. That
+    they come to lie on each other is what ends the younger (`ScalorConfig.doubled`).
+    """
+    idle = frame.followed & ~_follows(pupil, shown).any(2)
+    nearest, which = _distance(frame, shown).min(2)
+    found = idle & torch.isfinite(nearest)
+    return torch.where(found, shown.track.gather(1, which), pupil)
 
 
-def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, free: Tensor) -> Tensor:
-    """Who follows what: the newborn the piece of their cell."""
+def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, visible: Tensor) -> Tensor:
+    """Who follows what: the newborn the piece of their cell, also if somebody has just lost it."""
     cells = frame.discovered.logit.shape[1]
     piece = torch.full((len(pupil), cells + 1), -1, dtype=torch.int64, device=pupil.device)
-    piece = piece.scatter(1, torch.where(free, shown.cell, cells), shown.track)[:, :cells]
+    piece = piece.scatter(1, torch.where(visible, shown.cell, cells), shown.track)[:, :cells]
     seats: Seats = frame.seats
     born_from = frame.discovered.index.gather(1, seats.source.clamp(min=0))
     return torch.where(seats.born, piece.gather(1, born_from), pupil)
+
+
+def look_loss(look: Look, goal: Tensor) -> Tensor:
+    """(B, K) nats of the cells that goals (B, K, 4) are between; 0 where they are not in sight."""
+    at = (goal[..., 2:] - look.centre.detach()) / look.reach
+    n = look.logits.shape[-1]
+    # Shared by the cells around it so that their mean place is the goal.
+    near = (1 - (at[..., None] - Look.cells(n, at)).abs() * n / 2).clamp(min=0)
+    near = near / near.sum(-1, keepdim=True).clamp(min=1e-6)
+    wanted = near[..., 1, :, None] * near[..., 0, None, :]
+    nats = -(wanted.flatten(2) * look.logits.flatten(2).log_softmax(2)).sum(2)
+    return nats * (at.abs() < 1).all(-1)
 
 
 def _rows(field: Tensor, index: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from objrl.models.scalor_latents import Look
 from objrl.nn.blocks import Conv, conv_stack
 from objrl.nn.distributions import Gaussian
 from objrl.nn.spatial import extract
@@ -233,38 +234,60 @@ class Search(nn.Module):
 
     The map that the paper attends to has a few taps for half of the canvas; where an object moves
     by much of its size in a frame, its displacement cannot be read off them. Here it can: pixels
-    are weighed by how well they agree with z_what, and their mean place is the displacement.
+    are weighed by how well they agree with z_what, and their mean place is the displacement. It
+    looks twice: as far as an object may go, a few pixels a tap, around where it would be if it went
+    on as it did, and then closely at where that leads.
     """
 
     def __init__(self, inputs: int, table: Table, z_what: int, step: float, blur: int) -> None:
         super().__init__()
         self.taps, self.step, self.blur = table.search, step, blur
+        self.far, self.near = (_Window(inputs, z_what, self.taps) for _ in range(2))
+        self.head = nn.Linear(2 * 32 * (self.taps // 4) ** 2, table.hidden)
+
+    def forward(
+        self, shown: Tensor, z_where: Tensor, z_what: Tensor, velocity: Tensor
+    ) -> tuple[Tensor, tuple[Look, Look]]:
+        """Search (B, C, H, W) for (B, K, ·) objects: what both looks show (B, K, hidden), and both.
+
+        The place of the second is where they are.
+        """
+        size, place = z_where[..., :2].detach(), z_where[..., 2:].detach()
+        blurred = F.avg_pool2d(shown, self.blur) if self.blur > 1 else shown
+        centre, reach = place + velocity.detach(), self.step + size
+        seen = extract(blurred, torch.cat([reach, centre], -1), self.taps)
+        far_code, logits = self.far(seen, z_what)
+        far = Look(centre, reach, logits)
+        # As wide as the object, and one of the first look's eight cells: so far off that may be.
+        close = size + reach / 8
+        seen = extract(shown, torch.cat([close, far.place.detach()], -1), self.taps)
+        near_code, logits = self.near(seen, z_what)
+        code = self.head(torch.cat([far_code, near_code], dim=1))
+        return code.unflatten(0, z_where.shape[:2]), (far, Look(far.place, close, logits))
+
+
+class _Window(nn.Module):
+    """One look of a search: where in a window is what agrees with z_what?"""
+
+    def __init__(self, inputs: int, z_what: int, taps: int) -> None:
+        super().__init__()
         channels = 16
+        # Convolutions know no places; but who is near is likelier than who looks the same afar.
+        # In units of ten nats: so that it is learnt as soon as the rest.
+        square = Look.cells(taps // 2, torch.zeros(0)) ** 2
+        self.usual = nn.Parameter(-0.3 * (square[:, None] + square))
         self.first = conv_stack(inputs, [Conv(channels, 4, 2)])
         self.wanted = nn.Linear(z_what, 2 * channels)
         self.second = conv_stack(channels, [Conv(channels, 3, 1, 4)])
         self.score = nn.Conv2d(channels, 1, 1)
         self.last = conv_stack(channels, [Conv(32, 4, 2, 4)])
-        self.head = nn.Linear(32 * (self.taps // 4) ** 2, table.hidden)
 
-    def forward(self, shown: Tensor, z_where: Tensor, z_what: Tensor) -> tuple[Tensor, Tensor]:
-        """Search (B, C, H, W) for (B, K, ·) objects.
-
-        Returns:
-            What is around them (B, K, hidden), and where they have gone (B, K, 2), as a part of the
-            furthest step.
-        """
-        if self.blur > 1:
-            shown = F.avg_pool2d(shown, self.blur)
-        reach = (self.step + z_where[..., :2]).detach()
-        around = extract(shown, torch.cat([reach, z_where[..., 2:].detach()], -1), self.taps)
+    def forward(self, window: Tensor, z_what: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, C, t, t) -> what is there (B K, ·), and the cells' logits (B, K, t/2, t/2)."""
         scale, shift = self.wanted(z_what).flatten(0, 1)[..., None, None].chunk(2, dim=1)
-        seen = self.second(self.first(around.flatten(0, 1)) * (1 + scale) + shift)
-        share = self.score(seen).flatten(1).softmax(1).view(*z_where.shape[:2], *seen.shape[2:])
-        axis = (2 * torch.arange(share.shape[-1], device=share.device) + 1) / share.shape[-1] - 1
-        mean = torch.stack([(share.sum(2) * axis).sum(-1), (share.sum(3) * axis).sum(-1)], dim=-1)
-        code = self.head(self.last(seen).flatten(1))
-        return code.unflatten(0, z_where.shape[:2]), mean * reach / self.step
+        seen = self.second(self.first(window.flatten(0, 1)) * (1 + scale) + shift)
+        logits = self.score(seen)[:, 0].unflatten(0, window.shape[:2]) + 10 * self.usual
+        return self.last(seen).flatten(1), logits
 
 
 class Backdrop(nn.Module):

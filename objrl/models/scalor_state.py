@@ -37,7 +37,7 @@ class ScalorState:
         memory: (B, 2 L, C, G, G) float32. The ConvLSTM's hidden states and memories, L layers.
         z_bg: (B, ·) float32. The background's latent.
         prior_bg: (B, ·) float32. Hidden state of its transition.
-        fresh: (B,) bool. Nothing was seen yet in this episode.
+        fresh: (B,) bool. No frame of this episode was drawn yet, so there is no z_bg to go on from.
         next_id: (B,) int64. Never falls, not even at a reset, so no id is ever used twice.
         overflow: (B,) int64. Objects that found no row.
     """

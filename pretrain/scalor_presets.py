@@ -126,7 +126,7 @@ _FAST = ScalorRecipe(
     temperature=Linear(1.0, 0.5, 0.0, 0.4),
     sigma=0.1,
     # The teacher says where each frame's objects are: what follows from that ten frames later tells
-    # little more, and its gradients explode.
+    # little more, and its gradients through objects explode.
     detach_until=1.0,
     self_configure=True,
     taught=Linear(100.0),

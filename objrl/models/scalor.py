@@ -155,18 +155,19 @@ class Scalor(nn.Module):
         """
         height, width = self.config.frame_size
         sums = functional.pad(self._far(shown).float().cumsum(2).cumsum(3), (1, 0, 1, 0))
-        side = torch.tensor([width, height], device=z_where.device)
-        low, high = (
-            ((z_where[..., 2:] + sign * z_where[..., :2] + 1) / 2 * side) for sign in (-1, 1)
-        )
-        low = torch.minimum(low.floor().clamp(min=0), side).long()
-        high = torch.minimum(high.ceil().clamp(min=0), side).long()
         table = sums.flatten(1)
+
+        def edge(axis: int, sign: int, pixels: int) -> Tensor:
+            place = (z_where[..., 2 + axis] + sign * z_where[..., axis] + 1) / 2 * pixels
+            whole = place.floor() if sign < 0 else place.ceil()
+            # What is no number must come out as a loss that is none, not as an index.
+            return whole.clamp(0, pixels).nan_to_num().long()
 
         def at(x: Tensor, y: Tensor) -> Tensor:
             return table.gather(1, y * (width + 1) + x)
 
-        (left, top), (right, bottom) = low.unbind(-1), high.unbind(-1)
+        left, right = edge(0, -1, width), edge(0, 1, width)
+        top, bottom = edge(1, -1, height), edge(1, 1, height)
         found = at(right, bottom) - at(left, bottom) - at(right, top) + at(left, top)
         return found < 0.5
 

@@ -164,7 +164,7 @@ def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
     """Give rows that follow nothing shown the nearest piece that they are on.
 
     Also one that another row follows: both see the same, so both are to be taught the same. That
-    they come to lie on each other is what ends the younger (`ScalorConfig.doubled`).
+    they come to lie on each other is what ends one of them (`ScalorConfig.doubled`).
     """
     idle = frame.followed & ~_follows(pupil, shown).any(2)
     nearest, which = _distance(frame, shown).min(2)
@@ -173,7 +173,7 @@ def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
 
 
 def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, visible: Tensor) -> Tensor:
-    """Who follows what: the newborn the piece of their cell, also if somebody has just lost it."""
+    """Who follows what: the newborn the piece of their cell, whoever else does."""
     cells = frame.discovered.logit.shape[1]
     piece = torch.full((len(pupil), cells + 1), -1, dtype=torch.int64, device=pupil.device)
     piece = piece.scatter(1, torch.where(visible, shown.cell, cells), shown.track)[:, :cells]

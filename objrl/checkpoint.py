@@ -50,7 +50,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full, or the folder may not be written; the file that was there stays.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in tensors_of(model).items()}
     for i, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
@@ -111,8 +111,9 @@ def restore(
     """
     prefix, tensors = "model.", checkpoint.tensors
     try:
-        model.load_state_dict(
-            {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+        put_back(
+            {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)},
+            model,
         )
     except RuntimeError as problem:
         raise ValueError(
@@ -126,6 +127,27 @@ def restore(
                 _, _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's state; what it has under several names, under the first alone."""
+    once = {*dict(model.named_parameters()), *dict(model.named_buffers())}
+    return {name: value for name, value in model.state_dict().items() if name in once}
+
+
+def put_back(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Load what `tensors_of` returned.
+
+    Raises:
+        RuntimeError: it is another model's.
+    """
+    others = set(model.state_dict()) - set(tensors_of(model))
+    result = model.load_state_dict(dict(tensors), strict=False)
+    missing = set(result.missing_keys) - others
+    if missing or result.unexpected_keys:
+        raise RuntimeError(
+            f"missing: {sorted(missing) or 'nothing'}; unexpected: {result.unexpected_keys}"
+        )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

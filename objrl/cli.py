@@ -32,6 +32,20 @@ VERBS = {
     "demo": Verb(
         "objrl.agents.demo", "DemoConfig", "demo", "play a game offline and show its objects"
     ),
+    "train": Verb(
+        "objrl.agents.train",
+        "TrainConfig",
+        "train",
+        "teach an agent to play from objects, pixels or the RAM",
+        extra="train",
+    ),
+    "watch": Verb(
+        "objrl.agents.watch",
+        "WatchConfig",
+        "watch",
+        "let a trained agent play, its objects drawn",
+        extra="train",
+    ),
     "collect": Verb(
         "objrl.pretrain.collect", "CollectConfig", "collect", "record a game's frames to learn from"
     ),

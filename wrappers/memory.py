@@ -45,6 +45,48 @@ class Memory:
         slots, state = perceiver.step(frames, self.state, is_first)
         return dataclasses.replace(self, state=state, slots=slots.to("cpu"))
 
+    @torch.no_grad()  # not inference_mode: its tensors could not enter a policy that learns
+    def begin(self, perceiver: Perceiver, frames: Tensor, chosen: Tensor) -> Memory:
+        """Return what is remembered after the first frame of an episode in some environments.
+
+        The others stay as they are.
+
+        Args:
+            perceiver: whose state it is.
+            frames: (N, H, W, 3); those of the chosen are seen.
+            chosen: (N,) bool, on the host.
+        """
+        host = chosen.nonzero()[:, 0]
+        index = host.to(perceiver.device)
+        part = map_tensors(lambda field: field[index], self.state)
+        is_first = torch.ones(len(host), dtype=torch.bool)
+        slots, part = perceiver.step(frames[host], part, is_first)
+
+        def put(whole: Tensor, new: Tensor) -> Tensor:
+            return whole.index_copy(0, host if whole.device.type == "cpu" else index, new)
+
+        return dataclasses.replace(
+            self,
+            state=map_tensors(put, self.state, part),
+            slots=map_tensors(put, self.slots, slots.to("cpu")),
+        )
+
+    def see_both_ends(
+        self, perceiver: Perceiver, frames: Tensor, final: Tensor, over: Tensor
+    ) -> tuple[Memory, Memory]:
+        """Return what is remembered after the last frames of episodes, and after the next's first.
+
+        Args:
+            perceiver: whose state it is.
+            frames: (N, H, W, 3); where an episode is over, the first of the next one.
+            final: (n, H, W, 3), the last frames of the n episodes that are over.
+            over: (N,) bool, on the host; n are true.
+        """
+        last = frames.clone()
+        last[over] = final
+        ended = self.see(perceiver, last, torch.zeros_like(over))
+        return ended, ended.begin(perceiver, frames, over)
+
 
 def save(memory: Memory) -> dict[str, Tensor]:
     """Copy what is remembered, as named tensors."""

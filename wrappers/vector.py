@@ -24,7 +24,7 @@ from torch import Tensor
 from objrl.perceiver import Perceiver
 from objrl.slots import Slots
 from objrl.wrappers.choose import ENTRY_POINT, choose_perceiver, shows_last_two
-from objrl.wrappers.memory import Memory, map_tensors, restore, save
+from objrl.wrappers.memory import Memory, restore, save
 from objrl.wrappers.object_slots import plain_arguments
 from objrl.wrappers.spaces import (
     Array,
@@ -125,7 +125,7 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
             mask = np.ones(self.num_envs, dtype=np.bool_)
             self._see(frames, torch.from_numpy(mask))
         else:
-            self._begin(frames, mask)
+            self._memory = self._memory.begin(self.perceiver, frames, torch.from_numpy(mask))
         self._expect(self._memory.begins.numpy() & ~mask)
         return self._layout.batch(self.slots), infos
 
@@ -177,33 +177,14 @@ class VectorObjectSlots(VectorWrapper, RecordConstructorArgs):
 
     def _see_both_ends(self, frames: Tensor, over: Mask, infos: dict[str, Any]) -> dict[str, Any]:
         """See the last frames of the episodes that are over, then the first ones of the next."""
-        final_frames = np.stack(list(infos["final_obs"][over]))  # of (N,) objects, or ALE's array
-        last = frames.clone()
-        last[torch.from_numpy(over)] = as_frames(final_frames, self._frame_shape)
-        self._see(last, torch.zeros(self.num_envs, dtype=torch.bool))
+        last = np.stack(list(infos["final_obs"][over]))  # of (N,) objects, or ALE's array
+        ended, self._memory = self._memory.see_both_ends(
+            *(self.perceiver, frames, as_frames(last, self._frame_shape), torch.from_numpy(over))
+        )
         final = np.full(self.num_envs, None, dtype=object)
         for index in np.flatnonzero(over):
-            final[index] = self._layout.single(self.slots, int(index))
-        self._begin(frames, over)
+            final[index] = self._layout.single(ended.slots, int(index))
         return {**infos, "final_obs": final, "_final_obs": over.copy()}
-
-    @torch.no_grad()  # not inference_mode: its tensors could not enter a policy that learns
-    def _begin(self, frames: Tensor, chosen: Mask) -> None:
-        """See the first frame of an episode in some environments; the others stay as they are."""
-        host = torch.from_numpy(np.flatnonzero(chosen))
-        index = host.to(self.perceiver.device)
-        part = map_tensors(lambda field: field[index], self._memory.state)
-        is_first = torch.ones(len(host), dtype=torch.bool)
-        slots, part = self.perceiver.step(frames[host], part, is_first)
-
-        def put(whole: Tensor, new: Tensor) -> Tensor:
-            return whole.index_copy(0, host if whole.device.type == "cpu" else index, new)
-
-        self._memory = dataclasses.replace(
-            self._memory,
-            state=map_tensors(put, self._memory.state, part),
-            slots=map_tensors(put, self._memory.slots, slots.to("cpu")),
-        )
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:

@@ -1,0 +1,186 @@
+"""An agent and its file: what it sees, how it is built, and safetensors to keep it in.
+
+Stable-Baselines3's own zip files are pickled in part, and what is unpickled may do anything. Here
+tensors are safetensors, and what builds the agent around them is JSON in their header.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from objrl.agents import extractors
+from objrl.agents.end_to_end import EncoderAdam, EncoderExtractor
+from objrl.agents.envs import make_envs
+from objrl.agents.presets import Algorithm, Recipe, Sight, recipe_for
+from objrl.atomic import write_atomically
+from objrl.checkpoint import put_back, tensors_of
+from objrl.weights import WEIGHTS
+
+FORMAT = "objrl-agent-1"
+
+EXTRACTORS = {
+    "set": extractors.SlotExtractor,
+    "deepsets": extractors.DeepSetsExtractor,
+    "relational": extractors.RelationalExtractor,
+    "flat": extractors.FlatExtractor,
+}
+ALGORITHMS: dict[Algorithm, type[BaseAlgorithm]] = {"ppo": PPO, "dqn": DQN}
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What an agent is: enough to build it, but for what it has learnt."""
+
+    env: str
+    """Gymnasium id of an ALE game."""
+    algo: Algorithm
+    obs: Sight
+    weights: str | None
+    """Of the perceiver, by name or path; None where nothing is perceived."""
+    extractor: Literal["set", "deepsets", "relational", "flat"] = "set"
+    """What makes features of objects."""
+    encoder: Literal["freeze", "finetune", "joint"] = "freeze"
+    """Slots in the buffer; or pixels, and the encoder learns with the agent, its own loss too."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return recipe_for(self.algo, self.sees)
+
+    @property
+    def sees(self) -> Sight:
+        """What environments are to show."""
+        return "frames" if self.obs == "slots" and self.encoder != "freeze" else self.obs
+
+    def envs(self, count: int, *, learning: bool, seed: int, device: str = "auto") -> VecEnv:
+        """Make environments for it; see `make_envs`."""
+        return make_envs(
+            *(self.env, self.sees, count),
+            learning=learning,
+            seed=seed,
+            stack=self.recipe.stack,
+            weights=self.weights,
+            device=device,
+        )
+
+    def build(self, envs: VecEnv, *, seed: int, device: str = "auto") -> BaseAlgorithm:
+        """Make it, untaught."""
+        recipe = self.recipe
+        return ALGORITHMS[self.algo](
+            "CnnPolicy" if self.sees in ("pixels", "frames") else "MultiInputPolicy",
+            envs,
+            policy_kwargs=self._policy(recipe),
+            seed=seed,
+            device=device,
+            **{**recipe.arguments, **recipe.rates()},
+        )
+
+    def _policy(self, recipe: Recipe) -> dict[str, Any]:
+        if self.sees == "pixels":
+            return {}
+        layers = {"net_arch": list(recipe.layers)}
+        head = EXTRACTORS[self.extractor]
+        if self.sees != "frames":
+            return {"features_extractor_class": head, **layers}
+        return {
+            "features_extractor_class": EncoderExtractor,
+            "features_extractor_kwargs": {
+                "weights": self.weights,
+                "head": head,
+                "own_loss": 1.0 if self.encoder == "joint" else 0.0,
+            },
+            "normalize_images": False,
+            "optimizer_class": EncoderAdam,
+            **layers,
+        }
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One that was loaded.
+
+    Attributes:
+        config: what it is.
+        model: Stable-Baselines3's, whose `predict` acts.
+        envs: the environment that it was built for, which it can play in.
+        about: JSON-plain, what its file says of its training and its scores.
+    """
+
+    config: AgentConfig
+    model: BaseAlgorithm
+    envs: VecEnv
+    about: dict[str, Any]
+
+
+def save_agent(
+    path: Path, config: AgentConfig, model: BaseAlgorithm, about: Mapping[str, Any]
+) -> None:
+    """Write an agent as safetensors, without pickle.
+
+    Args:
+        path: of the file.
+        config: what it is.
+        model: what it has learnt; of it the policy is kept, not the optimiser.
+        about: JSON-plain: steps, scores and the like.
+    """
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in tensors_of(model.policy).items()
+    }
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "weights_sha256": _digest(config.weights) if config.weights else "",
+        "about": json.dumps(dict(about)),
+    }
+    write_atomically(path, safetensors.torch.save(tensors, header))
+
+
+def load_agent(path: str | Path, *, device: str = "auto", seed: int = 0) -> Agent:
+    """Read an agent, and make the game that it plays.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no agent of ours, or the perceiver that it learnt with is not there any more.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such agent; `objrl train` makes some")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as problem:
+        raise ValueError(f"{path}: expected an agent, got a damaged file ({problem})") from problem
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: expected an agent ({FORMAT}), got a file of format {header.get('format')!r}"
+        )
+    config = AgentConfig(**json.loads(header["config"]))
+    if config.weights and _digest(config.weights) != header["weights_sha256"]:
+        raise ValueError(
+            f"{path}: this agent learnt with other weights than {config.weights!r} are now; what "
+            "it sees would be another world to it. Train it anew, or take objrl's version of then"
+        )
+    envs = config.envs(1, learning=False, seed=seed, device=device)
+    model = config.build(envs, seed=seed, device=device)
+    put_back(tensors, model.policy)
+    return Agent(config, model, envs, json.loads(header["about"]))
+
+
+def _digest(weights: str) -> str:
+    """Return the SHA-256 of shipped weights, by name, or of a file."""
+    if weights in WEIGHTS:
+        return WEIGHTS[weights].sha256
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()

@@ -1,0 +1,346 @@
+"""`objrl train`: an agent learns to play from objects, pixels or the RAM.
+
+Letters: N environments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure as configure_logger
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from objrl.agents.agent import AgentConfig, load_agent, save_agent
+from objrl.agents.presets import Algorithm
+from objrl.agents.watch import film
+from objrl.atomic import replacing, write_atomically
+from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
+from objrl.stopping import asked_to_stop
+from objrl.wrappers.choose import game_of, weights_for
+
+AGENT, ZIP, CHECKPOINT, CURVE, VIDEO = (
+    "agent.safetensors",
+    "agent.zip",
+    "checkpoint.safetensors",
+    "curve.csv",
+    "best.mp4",
+)
+
+
+COLUMNS = (
+    *("steps", "games", "score", "evaluated", "spread"),
+    *("wall_seconds", "cpu_seconds"),
+)
+"""Of the curve; `score` is the mean return of the last 100 games that it learnt from."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an agent with Stable-Baselines3, and keep the best one.
+
+    Ends with agent.safetensors and agent.zip (the best policy, for objrl and for SB3), curve.csv
+    and best.mp4 in the folder of the run.
+    """
+
+    env: str = "ALE/Pong-v5"
+    """Game of ALE."""
+    algo: Algorithm = "ppo"
+    """Algorithm."""
+    obs: Literal["slots", "pixels", "ram"] = "slots"
+    """What it sees: objects of a perceiver, pixels (four grey frames of 84 x 84), or the objects
+    that OCAtari reads from the RAM."""
+    steps: float = 1e6
+    """Actions in all environments together."""
+    weights: str | None = None
+    """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
+    extractor: Literal["set", "deepsets", "relational", "flat"] = "set"
+    """What makes features of objects (docs/agents.md)."""
+    encoder: Literal["freeze", "finetune", "joint"] = "freeze"
+    """With slots: the encoder stays as it is; or it learns by the agent's loss; or by its own,
+    too."""
+    seed: int = 0
+    """Of games, policy and samples."""
+    out: Path | None = None
+    """Folder of the run; by default runs/agents/<game>-<obs>-<algo>-<seed>."""
+    resume: bool = False
+    """Go on from the folder's last checkpoint; the other options must be those of the run."""
+    evaluate_every: float = 1e5
+    """Actions between evaluations."""
+    episodes: int = 10
+    """Games of an evaluation, with the likeliest actions."""
+    checkpoint_every: float = 5e4
+    """Actions between checkpoints."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one."""
+    threads: int = 1
+    """CPU threads for networks; where others use the machine, more wait for each other."""
+    video: bool = True
+    """Whether the best policy is filmed."""
+
+
+def train(config: TrainConfig) -> Path:
+    """Train and return the path of the best agent's file.
+
+    Raises:
+        FileNotFoundError: nothing to resume.
+        FileExistsError: the folder holds a run, and `resume` was not asked for.
+        ValueError: a bad setting, an unknown game or weights, or another run's checkpoint.
+        ImportError: the RAM's objects are wanted, and OCAtari is not there.
+        KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
+    """
+    _check(config)
+    torch.set_num_threads(config.threads)
+    agent = _agent(config)
+    name = f"{game_of(config.env)}-{config.obs}-{config.algo}-{config.seed}"
+    out = config.out or Path("runs/agents") / name
+    checkpoint = _checkpoint(config, out)
+    done = checkpoint.about["steps"] if checkpoint else 0
+    # Games cannot be resumed: others begin.
+    envs = agent.envs(
+        agent.recipe.envs, learning=True, seed=config.seed + done, device=config.device
+    )
+    try:
+        model = agent.build(envs, seed=config.seed, device=config.device)
+        model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
+        course = Course(config, agent, out)
+        if checkpoint:
+            course.go_on(model, checkpoint)
+        with asked_to_stop() as stop:
+            course.stop = stop
+            left = int(config.steps) - done
+            model.learn(left, course, reset_num_timesteps=checkpoint is None)
+            if course.stopped:
+                raise KeyboardInterrupt
+    finally:
+        envs.close()
+    course.finish(model)
+    if config.video:
+        film(load_agent(out / AGENT, device=config.device), out / VIDEO)
+    return out / AGENT
+
+
+def _check(config: TrainConfig) -> None:
+    for name, least in (("steps", 1), ("evaluate_every", 1), ("checkpoint_every", 1)):
+        value = getattr(config, name)
+        if not (value >= least and float(value).is_integer()):
+            raise ValueError(f"{name}: expected a whole number from {least} on, got {value}")
+    for name, least in (("seed", 0), ("episodes", 1), ("threads", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: expected at least {least}, got {getattr(config, name)}")
+    if config.obs != "slots" and (config.weights or config.encoder != "freeze"):
+        raise ValueError(
+            f"obs: expected slots with weights or an encoder that learns, got {config.obs!r}; "
+            "leave --weights and --encoder out"
+        )
+
+
+def _agent(config: TrainConfig) -> AgentConfig:
+    weights = config.weights
+    if config.obs == "slots" and weights is None:
+        gym.register_envs(ale_py)
+        weights = weights_for(config.env)
+    return AgentConfig(
+        *(config.env, config.algo, config.obs, weights), config.extractor, config.encoder
+    )
+
+
+def _checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
+    """Return the run's last checkpoint, if it is to be resumed."""
+    path = out / CHECKPOINT
+    if not config.resume:
+        if path.exists():
+            raise FileExistsError(
+                f"{out}: expected a new folder, got one with a run; go on with --resume, or take "
+                "another --out"
+            )
+        return None
+    checkpoint = load_checkpoint(path)
+    given = _plain(config)
+    other = [key for key, value in checkpoint.about["config"].items() if given.get(key) != value]
+    if other:
+        raise ValueError(
+            f"resume: expected the options of the run in {out}, got another {', '.join(other)}"
+        )
+    return checkpoint
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """Return what a run and its resumption must have in common."""
+    chosen = ("env", "algo", "obs", "steps", "weights", "extractor", "encoder", "seed")
+    return {name: getattr(config, name) for name in chosen}
+
+
+class Clock:
+    """Seconds that were spent, of wall time and of all threads of this process together."""
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
+        self._since = time.perf_counter() - wall, time.process_time() - cpu
+
+    @property
+    def wall(self) -> float:
+        """Seconds on the wall."""
+        return time.perf_counter() - self._since[0]
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of the processors."""
+        return time.process_time() - self._since[1]
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Do not count what is spent meanwhile."""
+        wall, cpu = self.wall, self.cpu
+        yield
+        self._since = Clock(wall, cpu)._since
+
+
+class Course(BaseCallback):
+    """What goes on beside learning: returns, evaluations, checkpoints, progress.
+
+    Attributes:
+        rows: of curve.csv.
+        best: mean return of the best evaluation so far.
+        stopped: whether the run was asked to stop.
+    """
+
+    def __init__(self, config: TrainConfig, agent: AgentConfig, out: Path) -> None:
+        super().__init__()
+        self.config, self.agent, self.out = config, agent, out
+        self.rows: list[dict[str, Any]] = []
+        self.best, self.games, self.stopped = -np.inf, 0, False
+        self.stop: Callable[[], bool] = lambda: False
+        self._returns: deque[float] = deque(maxlen=100)
+        self._evaluated = self._kept = 0
+        self._clock = Clock()
+        self._rivals: VecEnv | None = None
+
+    def go_on(self, model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+        """Continue where a checkpoint was written."""
+        about = checkpoint.about
+        restore(checkpoint, model.policy, [model.policy.optimizer])
+        model.num_timesteps = about["steps"]
+        if isinstance(model, DQN):  # its memory was not kept: it fills again first
+            model.learning_starts += about["steps"]
+        self.rows, self.best, self.games = about["rows"], about["best"], about["games"]
+        self._clock = Clock(**about["spent"])
+        self._evaluated = self._kept = about["steps"]
+
+    def finish(self, model: BaseAlgorithm) -> None:
+        """Evaluate what was learnt in the end, and write everything."""
+        self.model = model
+        self.num_timesteps = model.num_timesteps
+        self._evaluate()
+        self._keep()
+        if self._rivals is not None:
+            self._rivals.close()
+
+    def _on_training_start(self) -> None:
+        total = int(self.config.steps)
+        self._bar = tqdm(total=total, initial=self.num_timesteps, unit="step", smoothing=0.05)
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self._returns.append(info["episode"]["r"])
+                self.games += 1
+        self._bar.update(self.num_timesteps - self._bar.n)
+        self.stopped = self.stop()
+        if self.stopped:
+            self._keep()
+        return not self.stopped
+
+    def _on_rollout_start(self) -> None:
+        """Between two updates."""
+        if self._returns:
+            self._bar.set_postfix(score=f"{np.mean(self._returns):.1f}", best=f"{self.best:.1f}")
+        if self.num_timesteps - self._evaluated >= self.config.evaluate_every:
+            self._evaluate()
+        if self.num_timesteps - self._kept >= self.config.checkpoint_every:
+            self._keep()
+
+    def _evaluate(self) -> None:
+        """Play whole games with the likeliest actions; keep the best policy."""
+        self._evaluated = self.num_timesteps
+        with self._clock.stopped():
+            if self._rivals is None:
+                self._rivals = self.agent.envs(
+                    min(self.config.episodes, 8),
+                    learning=False,
+                    seed=self.config.seed + 2**20,  # no game that it learns from
+                    device=self.config.device,
+                )
+            scores, _ = evaluate_policy(
+                *(self.model, self._rivals, self.config.episodes), return_episode_rewards=True
+            )
+        mean, spread = float(np.mean(scores)), float(np.std(scores))
+        self._row(evaluated=mean, spread=spread)
+        self.logger.record("eval/return", mean)
+        self.logger.dump(self.num_timesteps)
+        if mean <= self.best:
+            return
+        self.best = mean
+        about = {
+            "steps": self.num_timesteps,
+            "return": mean,
+            "spread": spread,
+            "games": self.config.episodes,
+            "seed": self.config.seed,
+            "cpu_seconds": round(self._clock.cpu, 1),
+        }
+        save_agent(self.out / AGENT, self.agent, self.model, about)
+        with replacing(self.out / ZIP) as temporary:
+            self.model.save(temporary)
+
+    def _keep(self) -> None:
+        """Write a checkpoint and the curve."""
+        self._kept = self.num_timesteps
+        self._row()
+        about = {
+            "config": _plain(self.config),
+            "steps": self.num_timesteps,
+            "rows": self.rows,
+            "best": self.best,
+            "games": self.games,
+            "spent": {"wall": self._clock.wall, "cpu": self._clock.cpu},
+        }
+        policy = self.model.policy
+        save_checkpoint(self.out / CHECKPOINT, policy, [policy.optimizer], about)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.out / CURVE, text.getvalue().encode())
+
+    def _row(self, **more: float) -> None:
+        """Note how far it is; `score` is the mean return of the last 100 games."""
+        score = {"score": float(np.mean(self._returns))} if self._returns else {}
+        self.rows.append(
+            {
+                "steps": self.num_timesteps,
+                "games": self.games,
+                **score,
+                "wall_seconds": round(self._clock.wall, 1),
+                "cpu_seconds": round(self._clock.cpu, 1),
+                **more,
+            }
+        )

@@ -1,0 +1,153 @@
+"""Training an agent, its files, going on after an interruption; in Breakout games are short."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from objrl.agents import presets
+from objrl.agents.agent import load_agent
+from objrl.agents.presets import Recipe, recipe_for
+from objrl.agents.train import AGENT, CHECKPOINT, CURVE, VIDEO, ZIP, Course, TrainConfig, train
+from objrl.agents.watch import WatchConfig, watch
+from objrl.checkpoint import load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps an update, so that there are some."""
+    for key in presets._RECIPES:
+        if key[0] == "ppo":
+            few = {"n_steps": 16, "n_epochs": 1, "batch_size": 16}
+            made = presets._RECIPES[key]
+            monkeypatch.setitem(
+                presets._RECIPES,
+                key,
+                replace(made, envs=2, arguments={**made.arguments, **few}),
+            )
+
+
+def config(out: Path, **options: object) -> TrainConfig:
+    defaults = TrainConfig(
+        *("ALE/Breakout-v5",), obs="pixels", steps=64, episodes=1, out=out, video=False
+    )
+    return replace(defaults, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    out = tmp_path_factory.mktemp("agent")
+    with pytest.MonkeyPatch.context() as patch:
+        small.__wrapped__(patch)  # type: ignore[attr-defined]
+        train(config(out, video=True))
+        yield out
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / CURVE).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_the_best_agent_its_curve_and_a_film(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        *(AGENT, ZIP, CHECKPOINT, CURVE, VIDEO, "logs")
+    }
+    last = rows(trained)[-1]
+    assert int(last["steps"]) == 64
+    assert float(last["cpu_seconds"]) > 0
+    assert any(row["evaluated"] for row in rows(trained))
+    assert any((trained / "logs").iterdir())
+
+
+def test_both_files_hold_the_same_agent(trained: Path) -> None:
+    agent = load_agent(trained / AGENT, device="cpu")
+    zipped = PPO.load(trained / ZIP, device="cpu")
+    seen = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    ours, _ = agent.model.predict(seen, deterministic=True)
+    theirs, _ = zipped.predict(seen, deterministic=True)
+    assert ours.tolist() == theirs.tolist()
+    assert agent.about["steps"] == 64
+    agent.envs.close()
+
+
+def test_who_watches_gets_the_returns_and_a_film(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = watch(WatchConfig(trained, games=2, out=tmp_path / "film.mp4", device="cpu"))
+    assert len(scores) == 2
+    assert (tmp_path / "film.mp4").stat().st_size > 1000
+    assert "game 2" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Course._on_step
+
+    def interrupted(course: Course) -> bool:
+        course.stop = lambda: course.num_timesteps >= 40
+        return step(course)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "_on_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path))
+    kept = load_checkpoint(tmp_path / CHECKPOINT)
+    assert kept.about["steps"] == 40
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(config(tmp_path))
+    with pytest.raises(ValueError, match="another seed"):
+        train(config(tmp_path, seed=1, resume=True))
+    train(config(tmp_path, resume=True))
+    assert [int(row["steps"]) for row in rows(tmp_path)][:1] == [40]
+    done = load_checkpoint(tmp_path / CHECKPOINT)
+    assert done.about["steps"] >= 64
+    assert any(
+        not torch.equal(value, kept.tensors[name])
+        for name, value in done.tensors.items()
+        if name.startswith("model.")
+    )
+
+
+def test_it_learns_from_slots_and_finds_its_perceiver_again(tmp_path: Path) -> None:
+    path = train(config(tmp_path, obs="slots", steps=32, env="ALE/SpaceInvaders-v5"))
+    agent = load_agent(path, device="cpu")
+    assert agent.config.weights == "space-space_invaders"
+    observation = agent.envs.reset()
+    assert set(observation) >= {"position", "presence"}
+    agent.envs.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps: expected a whole number from 1 on, got 0"),
+        ({"steps": 1.5}, "whole number"),
+        ({"weights": "space-pong"}, "leave --weights and --encoder out"),
+        ({"env": "ALE/Pang-v5"}, "Pong"),
+        ({"resume": True}, "no such checkpoint"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(config(tmp_path, **options))
+
+
+def test_what_is_no_agent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="objrl train"):
+        load_agent(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        load_agent(tmp_path / "bad.safetensors")
+
+
+def test_rates_fall_to_zero_where_they_are_to() -> None:
+    made = Recipe(1, 1, {"clip_range": 0.2}, 1e-3, falling=True).rates()
+    assert made["learning_rate"](0.5) == 5e-4
+    assert made["clip_range"](0.0) == 0
+    assert recipe_for("dqn", "pixels").rates() == {"learning_rate": 1e-4}

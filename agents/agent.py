@@ -29,6 +29,8 @@ from objrl.checkpoint import put_back, tensors_of
 from objrl.weights import WEIGHTS
 
 FORMAT = "objrl-agent-1"
+AGENT = "agent.safetensors"
+"""An agent's file in the folder of its run."""
 
 EXTRACTORS = {
     "set": extractors.SlotExtractor,

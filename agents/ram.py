@@ -27,8 +27,8 @@ import torch
 from gymnasium.core import ActType, RenderFrame
 from gymnasium.utils import RecordConstructorArgs
 
-from objrl.pretrain.ram_reader import INSTALL, LEAP
 from objrl.slots import NO_TRACK, Slots
+from objrl.wrappers.ram_reader import INSTALL, LEAP
 from objrl.wrappers.spaces import Array, Observation, annotate, make_layout
 
 Integers = npt.NDArray[np.int64]
@@ -193,7 +193,7 @@ def follow(kind: Integers, boxes: Floats, last: Rows) -> Rows:
     """Return what is in the rows now, given what was there one step ago.
 
     An object goes on being the same while its row is never empty, its class stays and it does not
-    leap, by the rule of `objrl.pretrain.ram_reader`: what leaps is the next ball, shot or car.
+    leap, by the rule of `objrl.wrappers.ram_reader`: what leaps is the next ball, shot or car.
 
     Args:
         kind: (K,) index of the class, -1 for none.

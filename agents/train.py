@@ -1,7 +1,4 @@
-"""`objrl train`: an agent learns to play from objects, pixels or the RAM.
-
-Letters: N environments.
-"""
+"""`objrl train`: an agent learns to play from objects, pixels or the RAM."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from stable_baselines3.common.logger import configure as configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from objrl.agents.agent import AgentConfig, load_agent, save_agent
+from objrl.agents.agent import AGENT, AgentConfig, load_agent, save_agent
 from objrl.agents.presets import Algorithm
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
@@ -35,19 +32,9 @@ from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoi
 from objrl.stopping import asked_to_stop
 from objrl.wrappers.choose import game_of, weights_for
 
-AGENT, ZIP, CHECKPOINT, CURVE, VIDEO = (
-    "agent.safetensors",
-    "agent.zip",
-    "checkpoint.safetensors",
-    "curve.csv",
-    "best.mp4",
-)
+ZIP, CHECKPOINT, CURVE, VIDEO = "agent.zip", "checkpoint.safetensors", "curve.csv", "best.mp4"
 
-
-COLUMNS = (
-    *("steps", "games", "score", "evaluated", "spread"),
-    *("wall_seconds", "cpu_seconds"),
-)
+COLUMNS = ("steps", "games", "score", "evaluated", "spread", "wall_seconds", "cpu_seconds")
 """Of the curve; `score` is the mean return of the last 100 games that it learnt from."""
 
 
@@ -71,7 +58,7 @@ class TrainConfig:
     weights: str | None = None
     """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
     extractor: Literal["set", "deepsets", "relational", "flat"] = "set"
-    """What makes features of objects (docs/agents.md)."""
+    """What makes features of objects: attention, sums, pairs, or row by row."""
     encoder: Literal["freeze", "finetune", "joint"] = "freeze"
     """With slots: the encoder stays as it is; or it learns by the agent's loss; or by its own,
     too."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from objrl.agents.agent import Agent, load_agent
+from objrl.agents.agent import AGENT, Agent, load_agent
 from objrl.draw import Image, write_video
 
 FPS = 15
@@ -51,7 +51,7 @@ def watch(config: WatchConfig) -> list[float]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     torch.set_num_threads(config.threads)
-    path = config.agent / "agent.safetensors" if config.agent.is_dir() else config.agent
+    path = config.agent / AGENT if config.agent.is_dir() else config.agent
     agent = load_agent(path, device=config.device, seed=config.seed)
     scores = film(agent, config.out, config.games)
     for number, score in enumerate(scores, start=1):

@@ -21,8 +21,9 @@ import objrl
 from objrl.metrics import Truth
 from objrl.models.median import Scenes
 from objrl.models.scalor import Scalor
-from objrl.pretrain.configure import look
-from objrl.pretrain.reading import items, read, sample, spread
+from objrl.pretrain.configure import fit_canvas, look
+from objrl.pretrain.joint import by_game
+from objrl.pretrain.reading import items, read, spread
 from objrl.pretrain.scalor_task import followed
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.tracks import TrackedSequence, Tracks, run_tracks
@@ -51,10 +52,11 @@ def main(config: AgreementConfig) -> dict[str, float]:
     if not isinstance(model, Scalor):
         raise ValueError(f"weights: expected a SCALOR's, got {config.weights!r}")
     with FrameStore(config.data) as store:
-        seen = look(sample(store, "train", 600)).seen
+        seen = look(next(by_game(store))).seen  # what the training looked at
         rows = items(store, "val", config.length)
         films = read(store, rows[spread(len(rows), config.sequences)])
-    shown = tuple(_shown(film, seen, model.max_slots) for film in films)
+    size = model.config.frame_size
+    shown = tuple(_shown(fit_canvas(film, size), seen, model.max_slots) for film in films)
     found = run_tracks(model, Tracks("what the teacher follows", shown)).metrics()
     scores = {
         f"{name}_{rule}": round(float(found[f"{name}_{rule}"]), 4)

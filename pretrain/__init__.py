@@ -17,7 +17,7 @@ In the order of use:
   `scalor_task` what SCALOR does, `task` what every model must; `batches` feeds it, `report` sums
   it up.
 - `evaluate`: scores, by labelled frames or without (`objrl evaluate`); `measure` computes them,
-  `truth` reads the labels, `ram_truth` makes some (`objrl truth`) by what `ram_reader` reads,
+  `truth` reads the labels, `ram_truth` makes some (`objrl truth`),
   `tracks` and `mot` do the same for objects that are followed, `probe` asks what `what` knows,
   with the plain `learners`; `results` and `results_page` do it for everything that is shipped.
 - `fleet` and `ship`, for maintainers: train every game that is shipped, and put a run's weights

@@ -27,7 +27,7 @@ from gymnasium.wrappers import AtariPreprocessing
 from objrl.atomic import replacing
 from objrl.pretrain.collect import find_spec
 from objrl.pretrain.policies import Frames, Policy, make_policy
-from objrl.pretrain.ram_reader import RamReader, Thing
+from objrl.wrappers.ram_reader import RamReader, Thing
 
 OPENING = 40
 """Steps before the first frame that may be kept: games begin blank, or with everything in place.

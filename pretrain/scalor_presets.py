@@ -5,8 +5,8 @@ it leaves out is the authors' advice in their issues 3 and 5), `scalor-paper-cro
 whose configuration the authors published. `scalor-fast` is small, takes sizes and background from
 the frames, and is shown without labels what moves (`pretrain/scalor_task.py`); its schedules are
 in fractions of the run. `scalor-fast-sprites` is for sequences as short as the paper's,
-`scalor-fast-alone` that without the teacher; `-no_rejection`, `-no_attention` and `-neither` lack
-more: they are for the paper's ablation.
+`scalor-fast-alone` that without the teacher and our rules against doubles; `-no_rejection`,
+`-no_attention` and `-neither` lack more: they are for the paper's ablation.
 """
 
 from __future__ import annotations

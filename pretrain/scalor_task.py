@@ -18,7 +18,7 @@ from objrl.models.median import Scenes
 from objrl.models.pieces import Boxes
 from objrl.models.regions import Image
 from objrl.models.scalor import Scalor
-from objrl.models.scalor_loss import Shown, elbo_terms, taught
+from objrl.models.scalor_loss import Shown, elbo_terms, pupils, taught
 from objrl.models.scalor_state import ScalorState
 from objrl.models.space_background import Static
 from objrl.models.space_loss import alpha_evidence
@@ -133,14 +133,15 @@ class ScalorTask(nn.Module):
         error = objects = born = torch.zeros((), device=images.device)
         for t, frame in enumerate(frames):
             add(elbo_terms(frame, images[:, t], recipe.priors(at)), 1.0)
-            found = model.differs(images[:, t]) if recipe.mask_evidence(at) > 0 else None
-            if found is not None and frame.alpha is not None:
-                pull = alpha_evidence(frame.alpha, found.float())
-                add({"evidence_alpha": pull}, recipe.mask_evidence(at))
+            evidence = recipe.mask_evidence(at)
+            if evidence > 0 and frame.differs is not None and frame.alpha is not None:
+                add(
+                    {"evidence_alpha": alpha_evidence(frame.alpha, frame.differs.float())}, evidence
+                )
             if batch.track.numel():
-                terms, pupil = taught(frame, batch.shown(lead + t), pupil)
-                pupil = torch.where(frame.kept, pupil, -1)
-                add(terms, recipe.taught(at))
+                shown = batch.shown(lead + t)
+                now, pupil = pupils(frame, shown, pupil)
+                add(taught(frame, shown, now), recipe.taught(at))
             with torch.no_grad():
                 error = error + F.mse_loss(frame.reconstruction, images[:, t]) / length
                 objects = objects + frame.kept.sum() / (count * length)
@@ -170,8 +171,7 @@ class ScalorTask(nn.Module):
                 drawn=False,
             )
             if batch.track.numel():
-                _, pupil = taught(frame, batch.shown(t), pupil)
-                pupil = torch.where(frame.kept, pupil, -1)
+                _, pupil = pupils(frame, batch.shown(t), pupil)
         if recipe.lead and recipe.forgotten and model.training:
             rows = torch.rand(pupil.shape, device=pupil.device) < recipe.forgotten
             # Half of the sequences begin after the lead: first sights are to be learnt, too.

@@ -196,3 +196,17 @@ def firsts(batch: int, *which: int) -> Tensor:
     first = torch.zeros(batch, dtype=torch.bool)
     first[list(which)] = True
     return first
+
+
+def sure(model: Scalor) -> None:
+    """Follow as a trained model does: nothing moves, and all is sure."""
+    with torch.no_grad():
+        for head in (model.propagation.where, model.propagation.pres):
+            for parameter in head[-1].parameters():
+                parameter.zero_()
+
+
+def noise(count: int, batch: int, size: tuple[int, int] = (32, 40), seed: int = 0) -> Tensor:
+    """(T, B, H, W, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, batch, *size, 3), dtype=torch.uint8, generator=generator)

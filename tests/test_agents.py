@@ -13,25 +13,29 @@ import torch
 from stable_baselines3 import PPO
 
 from objrl.agents import presets
-from objrl.agents.agent import load_agent
+from objrl.agents.agent import AGENT, load_agent
 from objrl.agents.presets import Recipe, recipe_for
-from objrl.agents.train import AGENT, CHECKPOINT, CURVE, VIDEO, ZIP, Course, TrainConfig, train
+from objrl.agents.train import CHECKPOINT, CURVE, VIDEO, ZIP, Course, TrainConfig, train
 from objrl.agents.watch import WatchConfig, watch
 from objrl.checkpoint import load_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_small(patch: pytest.MonkeyPatch) -> None:
     """Few steps an update, so that there are some."""
     for key in presets._RECIPES:
         if key[0] == "ppo":
             few = {"n_steps": 16, "n_epochs": 1, "batch_size": 16}
             made = presets._RECIPES[key]
-            monkeypatch.setitem(
+            patch.setitem(
                 presets._RECIPES,
                 key,
                 replace(made, envs=2, arguments={**made.arguments, **few}),
             )
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
 
 
 def config(out: Path, **options: object) -> TrainConfig:
@@ -45,7 +49,7 @@ def config(out: Path, **options: object) -> TrainConfig:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("agent")
     with pytest.MonkeyPatch.context() as patch:
-        small.__wrapped__(patch)  # type: ignore[attr-defined]
+        make_small(patch)
         train(config(out, video=True))
         yield out
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
@@ -146,26 +148,35 @@ class TestRepeated:
         assert not repeated(box, torch.ones(2, 1, 1), 0.6).any()
 
     @pytest.mark.parametrize(
-        ("lost", "surprise", "expected"),
+        ("lost", "leap", "expected"),
         [
             ([], [0.0, 0.0], [True, False]),
-            ([], [0.1, 0.15], [True, False]),
-            ([], [0.1, 0.21], [False, True]),
-            ([0], [0.1, 0.21], [True, False]),
+            ([], [0.1, 0.19], [True, False]),
+            ([], [0.5, 0.7], [True, False]),
+            ([], [0.5, 0.9], [False, True]),
+            ([], [0.1, torch.nan], [True, False]),
+            ([0], [0.1, 0.9], [True, False]),
             ([1], [0.0, 0.0], [False, True]),
         ],
-        ids=["the younger", "a small leap", "who leapt", "who was lost", "the elder was lost"],
+        ids=["younger", "small leaps", "alike", "leapt", "no number", "lost", "elder lost"],
     )
     def test_of_two_on_one_place_one_is_double(
-        self, lost: list[int], surprise: list[float], expected: list[bool]
+        self, lost: list[int], leap: list[float], expected: list[bool]
     ) -> None:
         """The first is the younger; the third is elsewhere, the fourth a free row."""
         box = torch.tensor([[0.2, 0.1, x, 0.0] for x in (0.0, 0.01, 0.5, 0.0)])
         gone = torch.zeros(1, 4, dtype=torch.bool)
         gone[0, lost] = True
-        far = torch.tensor([[*surprise, 0.0, 9.0]])
+        far = torch.tensor([[*leap, 0.0, 9.0]])
         found = doubled(box[None], torch.tensor([[5, 2, 1, -1]]), gone, far, 0.85)
         assert found.tolist() == [[*expected, False, False]]
+
+    @given(rows=st.lists(st.tuples(st.booleans(), st.floats(0, 1e6)), min_size=2, max_size=6))
+    def test_of_any_number_on_one_place_one_is_seen(self, rows: list[tuple[bool, float]]) -> None:
+        lost, leap = (torch.tensor([values]) for values in zip(*rows, strict=True))
+        box = torch.tensor([0.2, 0.1, 0.0, 0.0]).expand(1, len(rows), 4)
+        ids = torch.arange(len(rows))[None] * 1000
+        assert (~doubled(box, ids, lost, leap, 0.85)).sum() == 1
 
     def test_a_detector_shows_an_object_once(self) -> None:
         """All cells see the same thing; with `distinct` at 1, every row is shown."""

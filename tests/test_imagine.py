@@ -42,6 +42,7 @@ def certain(model: Scalor, *, logit: float = 20.0, larger: float = 0.0) -> None:
 
 def seen(model: Scalor, batch: int = 2, frames: int = 3) -> Footage:
     images = torch.rand(batch, frames, 3, *model.config.frame_size, generator=generator())
+    images[..., 16:] = 0  # else it would be another scene to who knows a background
     return watch(model, images, model.initial_state(batch))
 
 
@@ -190,6 +191,39 @@ class TestFuture:
             imagine(model, model.initial_state(1), **asked)
         with pytest.raises(ValueError, match=message):
             dream(model, 1, **asked)
+
+    @pytest.mark.parametrize("background", ["none", "decoder", "static"])
+    def test_an_agents_state_will_not_do(self, background: Any) -> None:
+        model = make_scalor(replace(SMALL, background=background))
+        start = seen(model).state
+        frame = torch.full((2, 32, 40, 3), 200, dtype=torch.uint8)
+        _, later = model.step(frame, start, torch.zeros(2, dtype=torch.bool))
+        assert later.alive.any()
+        with pytest.raises(ValueError, match=r"state: expected one after `watch`"):
+            imagine(model, later, 1)
+
+    def test_two_rows_that_come_to_lie_on_each_other_are_drawn_and_told(self) -> None:
+        """Both are imagined: that one must be an error is a rule for what is seen."""
+        model = make_scalor(replace(SMALL, doubled=0.5))
+        certain(model)
+        start = seen(model)
+        where = start.state.z_where[:, :1].expand(-1, 6, -1)
+        state = replace(start.state, z_where=where, bias=start.state.bias * 0)
+        future = imagine(model, state, 2, seed=0)
+        assert state.alive.sum(1).min() > 1
+        for slots in future.slots:
+            assert torch.equal(slots.mask, state.alive)
+
+
+def test_a_dream_goes_on_with_its_background() -> None:
+    model = make_scalor(replace(SMALL, background="decoder"))
+    assert isinstance(model.background, Backdrop)
+    with torch.no_grad():
+        model.background.transition.weight.zero_()
+        model.background.transition.bias.copy_(torch.tensor([0.3] * 10 + [-20.0] * 10))
+    first = dream(model, 2, 1, first=0.0, seed=0).state
+    second = dream(model, 2, 2, first=0.0, seed=0).state
+    torch.testing.assert_close(second.z_bg, first.z_bg + 0.3, atol=2e-3, rtol=0)
 
 
 def test_a_dream_begins_as_the_prior_has_it() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objrl.models.median import Median, MedianConfig
+from objrl.models.scalor import Scalor
 from objrl.models.space import Space, SpaceConfig
 from objrl.models.space_background import Static
 from objrl.perceiver import FramePerceiver, Perceiver
 from objrl.slots import NO_TRACK, Slots
 from objrl.tracking import TrackerState
+from tests.helpers import BACKGROUNDS, SMALL_SCALOR, make_scalor
 
 HEIGHT, WIDTH, ROWS = 80, 64, 12
 FLOATS = ("position", "velocity", "scale", "depth", "what", "presence")
@@ -65,6 +68,11 @@ def make_median(max_slots: int = ROWS) -> FramePerceiver:
     model = Median(MedianConfig(frame_size=(HEIGHT, WIDTH), max_slots=max_slots))
     model.faces.fill_(20)
     return FramePerceiver(model)
+
+
+def make_known_scalor(background: Literal["none", "decoder", "static"]) -> Scalor:
+    """One with every rule on."""
+    return make_scalor(replace(SMALL_SCALOR, background=background, known=0.8, doubled=0.6))
 
 
 Make = Callable[..., FramePerceiver]
@@ -330,8 +338,15 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_neither_loops_over_environments_nor_waits_for_the_host() -> None:
-    perceiver = make_space()
+@pytest.mark.parametrize(
+    "make",
+    [make_space, *(partial(make_known_scalor, kind) for kind in BACKGROUNDS)],
+    ids=["space", *(f"scalor, {kind}" for kind in BACKGROUNDS)],
+)
+def test_a_step_neither_loops_over_environments_nor_waits_for_the_host(
+    make: Callable[[], Perceiver],
+) -> None:
+    perceiver = make()
     counts = []
     for envs in (1, 8):
         frames, state = film(envs, 1)[0], perceiver.initial_state(envs)

@@ -18,9 +18,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from objrl.agents.ram import RamSlots, Rows, follow
 from objrl.pretrain.policies import make_policy
-from objrl.pretrain.ram_reader import INSTALL
 from objrl.pretrain.ram_truth import OPENING, TruthConfig, make_truth
 from objrl.pretrain.truth import read_truth
+from objrl.wrappers.ram_reader import INSTALL
 from tests.helpers import MOVING_SQUARES
 
 gym.register_envs(ale_py)

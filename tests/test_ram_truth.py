@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pytest
 
 from objrl import cli
-from objrl.pretrain.ram_reader import INSTALL, RamReader, Thing
 from objrl.pretrain.ram_truth import OPENING, TRIES, TruthConfig, make_truth, sort_out
 from objrl.pretrain.tracks import read_tracks
 from objrl.pretrain.truth import read_truth
+from objrl.wrappers.ram_reader import INSTALL, RamReader, Thing
 from tests.helpers import MOVING_SQUARES, STILL_PONG
 from tests.test_policies import save_agent
 

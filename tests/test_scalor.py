@@ -14,26 +14,12 @@ from objrl.frames import to_image
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_parts import mask_of
-from objrl.models.scalor_state import ScalorState, seat
+from objrl.models.scalor_state import ScalorState
 from objrl.nn.spatial import overlay
 from objrl.perceiver import Perceiver
 from objrl.slots import NO_TRACK
 from objrl.weights import save_weights
-from tests.helpers import SMALL_SCALOR, bit_equal, firsts, make_scalor
-
-
-def sure(model: Scalor) -> None:
-    """Follow as a trained model does: nothing moves, and all is sure."""
-    with torch.no_grad():
-        for head in (model.propagation.where, model.propagation.pres):
-            for parameter in head[-1].parameters():
-                parameter.zero_()
-
-
-def frames(count: int, batch: int, size: tuple[int, int] = (32, 40), seed: int = 0) -> Tensor:
-    """(T, B, H, W, 3) uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, batch, *size, 3), dtype=torch.uint8, generator=generator)
+from tests.helpers import SMALL_SCALOR, bit_equal, firsts, make_scalor, noise, sure
 
 
 def close(a: ScalorState, b: ScalorState) -> None:
@@ -47,7 +33,7 @@ class TestState:
     def test_it_is_a_perceiver(self) -> None:
         model = make_scalor()
         assert isinstance(model, Perceiver)
-        slots = model.encode(frames(1, 2)[0])
+        slots = model.encode(noise(1, 2)[0])
         assert slots.position.shape == (2, 6, 2)
         assert slots.what.shape == (2, 6, 4)
 
@@ -57,7 +43,7 @@ class TestState:
         generator = torch.Generator().manual_seed(0)
         seen: list[set[int]] = [set(), set(), set()]
         died, born_again = 0, 0
-        for t, frame in enumerate(frames(40, 3)):
+        for t, frame in enumerate(noise(60, 3)):
             # Every env has resets, and objects that die between them.
             dies = state.alive & (torch.rand(3, 12, generator=generator) < 0.1)
             before, reset = state.freed(dies), t % 7 == 0
@@ -77,13 +63,13 @@ class TestState:
                 seen[b] |= new
                 assert seen[b] == set(range(int(state.next_id[b])))
         assert died > 40
-        assert born_again > 10, "rows that were freed are taken again"
+        assert born_again > 20, "rows that were freed are taken again"
         assert min(map(len, seen)) > 20
 
     def test_a_reset_leaves_the_others_bit_identical(self) -> None:
         model = make_scalor()
         state = model.initial_state(3)
-        first, second, third = frames(3, 3)
+        first, second, third = noise(3, 3)
         _, state = model.step(first, state, firsts(3, 0, 1, 2))
         _, state = model.step(second, state, firsts(3))
         with_reset = model.step(third, state, firsts(3, 1))
@@ -99,7 +85,7 @@ class TestState:
         model = make_scalor()
         states = model.initial_state(8)
         alone = model.initial_state(1)
-        for t, frame in enumerate(frames(6, 8)):
+        for t, frame in enumerate(noise(6, 8)):
             first = firsts(8, *range(8)) if t == 0 else firsts(8, t)
             slots, states = model.step(frame, states, first)
             mine, alone = model.step(frame[3:4], alone, first[3:4])
@@ -123,7 +109,7 @@ class TestState:
 
     def test_an_agent_sees_what_training_unrolls(self) -> None:
         """An agent's step leaves out the picture; nothing else comes of that."""
-        model, shown = make_scalor(), frames(6, 2)
+        model, shown = make_scalor(), noise(6, 2)
         first = torch.zeros(2, 6, dtype=torch.bool)
         first[:, 0] = first[1, 3] = True
         images = torch.stack([to_image(frame, 32, 40) for frame in shown], dim=1)
@@ -139,13 +125,13 @@ class TestState:
     def test_it_is_deterministic_for_an_agent(self) -> None:
         model = make_scalor()
         state = model.initial_state(2)
-        once = model.step(frames(1, 2)[0], state, firsts(2, 0, 1))
-        again = model.step(frames(1, 2)[0], state, firsts(2, 0, 1))
+        once = model.step(noise(1, 2)[0], state, firsts(2, 0, 1))
+        again = model.step(noise(1, 2)[0], state, firsts(2, 0, 1))
         assert bit_equal(once[1], again[1])
 
     def test_too_many_objects_are_counted_and_the_likeliest_stay(self) -> None:
         config = replace(SMALL_SCALOR, rejection=False, distinct=1.0)
-        frame, first = frames(1, 2)[0], firsts(2, 0, 1)
+        frame, first = noise(1, 2)[0], firsts(2, 0, 1)
         roomy = make_scalor(replace(config, max_slots=config.cells))
         _, everybody = roomy.step(frame, roomy.initial_state(2), first)
         model = make_scalor(replace(config, max_slots=3))
@@ -172,7 +158,7 @@ class TestState:
 
     def test_a_still_scene_keeps_its_ids(self) -> None:
         model = make_scalor()
-        frame, state = frames(1, 1)[0], model.initial_state(1)
+        frame, state = noise(1, 1)[0], model.initial_state(1)
         _, state = model.step(frame, state, firsts(1, 0))
         sure(model)
         ids = state.track_id
@@ -193,7 +179,7 @@ class TestState:
         with pytest.raises(
             ValueError, match=r"expected one of 3 environments|expected shape \(3,\) bool"
         ):
-            model.step(frames(1, 3)[0], model.initial_state(environments), first)
+            model.step(noise(1, 3)[0], model.initial_state(environments), first)
 
 
 @pytest.mark.parametrize("rows", [None, 3])
@@ -210,112 +196,12 @@ def test_weights_alone_rebuild_it(rows: int | None, tmp_path: Path) -> None:
     assert isinstance(copy, Scalor)
     assert not copy.training
     assert copy.max_slots == (rows or 6)
-    frame = frames(1, 2)[0]
+    frame = noise(1, 2)[0]
     seen, expected = copy.encode(frame), model.encode(frame)
     assert expected.mask.sum(1).min() > 3
     for name in ("position", "scale", "depth", "what", "presence", "track_id"):
         # Rows are by falling presence: fewer of them are the likeliest.
         assert torch.equal(getattr(seen, name), getattr(expected, name)[:, :rows]), name
-
-
-class TestSeats:
-    def test_the_likeliest_get_the_free_rows(self) -> None:
-        new = torch.tensor([[True, True, False, True]])
-        score = torch.tensor([[0.8, 0.9, 1.0, 0.95]])
-        taken = torch.tensor([[True, False, True, False]])
-        seats = seat(new, score, taken)
-        assert seats.source.tolist() == [[-1, 3, -1, 1]]
-        assert seats.number[0, [1, 3]].tolist() == [0, 1]
-        assert seats.overflow.tolist() == [1]
-        rows = seats.take(torch.arange(4.0)[None, :, None], torch.full((1, 4, 1), 9.0))
-        assert rows[0, :, 0].tolist() == [9, 3, 9, 1]
-
-    def test_fewer_proposals_than_rows(self) -> None:
-        seats = seat(torch.tensor([[True]]), torch.ones(1, 1), torch.zeros(1, 3, dtype=torch.bool))
-        assert seats.source.tolist() == [[0, -1, -1]]
-        assert seats.born.tolist() == [[True, False, False]]
-
-
-class TestDeath:
-    def followed(self, config: ScalorConfig, shift: float, count: int) -> list[int]:
-        """Follow with a presence of sigmoid(8.8 tanh(shift)); return who is alive each frame."""
-        model = make_scalor(config)
-        frame, state = frames(1, 1)[0], model.initial_state(1)
-        _, state = model.step(frame, state, firsts(1, 0))
-        ids = set(state.track_id[0].tolist()) - {NO_TRACK}
-        assert ids
-        with torch.no_grad():
-            weight, bias = model.propagation.pres[-1].parameters()
-            weight.zero_()
-            bias.fill_(shift - 2)
-            model.discovery.heads.bias[0] = -9.0  # type: ignore[index]
-        alive = []
-        for _ in range(count):
-            _, state = model.step(frame, state, firsts(1))
-            alive.append(len(ids & set(state.track_id[0].tolist())))
-        return alive
-
-    def test_who_is_unseen_is_waited_for(self) -> None:
-        alive = self.followed(replace(SMALL_SCALOR, patience=2), -1.0, 4)
-        assert alive[0] == alive[1] > 0
-        assert alive[2:] == [0, 0]
-
-    def doubly_followed(self, *raw: float) -> tuple[Scalor, ScalorState]:
-        """Rows of ids 4 and 3 on one object, and of id 7 elsewhere.
-
-        Args:
-            raw: of each row's presence; above -2 the row is seen.
-        """
-        model = make_scalor(replace(SMALL_SCALOR, doubled=0.85, patience=1), bias=-5.0)
-        sure(model)
-        presence = torch.tensor([[*raw, 0.0, 0.0, 0.0]])[..., None]
-        model.propagation.pres.register_forward_hook(lambda *_: presence)
-        where = torch.tensor([0.2, 0.2, 0.1, 0.0]).expand(1, 6, 4).clone()
-        where[0, 2, 2:] = -0.6
-        ids = torch.tensor([[4, 3, 7, -1, -1, -1]])
-        state = replace(model.initial_state(1), track_id=ids, z_where=where)
-        return model, replace(state, next_id=torch.tensor([8]))
-
-    def test_of_two_rows_on_one_object_the_younger_gives_up(self) -> None:
-        model, state = self.doubly_followed(0.0, 0.0, 0.0)
-        for _ in range(2):
-            slots, state = model.step(frames(1, 1)[0], state, firsts(1))
-            assert slots.track_id[0, :3, 0].tolist() == [NO_TRACK, 3, 7]
-        assert state.track_id[0, :3].tolist() == [NO_TRACK, 3, 7]
-
-    def test_who_is_unseen_silences_nobody(self) -> None:
-        model, state = self.doubly_followed(0.0, -9.0, 0.0)
-        for _ in range(2):
-            slots, state = model.step(frames(1, 1)[0], state, firsts(1))
-            assert slots.track_id[0, :3, 0].tolist() == [4, NO_TRACK, 7]
-        assert state.track_id[0, :3].tolist() == [4, NO_TRACK, 7]
-
-    def test_where_nothing_but_the_background_is_nobody_is_seen(self) -> None:
-        """Whatever the network believes, where the background is known: here it is black."""
-        model = make_scalor(replace(SMALL_SCALOR, background="static", patience=2))
-        sure(model)
-        some, none = frames(1, 1)[0], torch.zeros(1, 32, 40, 3, dtype=torch.uint8)
-        some[:, :, 16:] = 0
-        _, state = model.step(some, model.initial_state(1), firsts(1, 0))
-        slots, state = model.step(some, state, firsts(1))
-        ids = slots.track_id
-        assert slots.mask.any()
-        state = replace(
-            state, velocity=torch.zeros_like(state.velocity)
-        )  # a network's that guesses
-        for _ in range(2):
-            slots, state = model.step(none, state, firsts(1))
-            assert not slots.mask.any()
-        back, _ = model.step(some, state, firsts(1))
-        assert torch.equal(back.track_id[ids >= 0], ids[ids >= 0])
-        _, state = model.step(none, state, firsts(1))
-        assert not state.alive.any()
-
-    def test_by_the_authors_rule_every_track_ends(self) -> None:
-        alive = self.followed(replace(SMALL_SCALOR, deletion="paper"), 0.3, 30)
-        assert alive[0] > 0
-        assert alive[-1] == 0
-        assert self.followed(SMALL_SCALOR, 0.3, 30)[-1] == alive[0]
 
 
 class TestDrawing:
@@ -355,7 +241,7 @@ class TestDrawing:
 
     def test_masks_sum_to_one(self) -> None:
         model = make_scalor()
-        masks = model.segment(frames(1, 2, (48, 40))[0])
+        masks = model.segment(noise(1, 2, (48, 40))[0])
         assert masks.shape == (2, 7, 48, 40)
         torch.testing.assert_close(masks.sum(1), torch.ones(2, 48, 40))
         assert masks.min() > -1e-5

@@ -12,7 +12,7 @@ from torch import Tensor
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Look
-from objrl.models.scalor_loss import ScalorPriors, Shown, elbo_terms, look_loss, taught
+from objrl.models.scalor_loss import ScalorPriors, Shown, elbo_terms, look_loss, pupils, taught
 from tests.helpers import BACKGROUNDS, SMALL_SCALOR, make_scalor
 
 
@@ -73,21 +73,45 @@ class TestLoss:
         pupil = torch.full((1, 4), -1)
         with torch.no_grad():
             frame, state = model.see(image, state, sample=False)
-            terms, pupil = taught(frame, shown, pupil)
+            pupil, after = pupils(frame, shown, pupil)
+            terms = taught(frame, shown, pupil)
             assert terms["taught_prop_pres"] == 0
             assert terms["taught_disc_where"] > 0
             rows = frame.discovered.index.gather(1, frame.seats.source.clamp(min=0))
             expected = torch.where(frame.seats.born & (rows == 9), 7, -1)
-            assert torch.equal(pupil, expected)
+            assert torch.equal(after, expected)
             pupil = torch.tensor([[7, -1, -1, -1]])
             frame, state = model.see(image, state, sample=False)
-            terms, _ = taught(frame, shown, pupil)
+            terms = taught(frame, shown, pupil)
             assert terms["taught_disc_where"] > 0
             assert terms["taught_prop_where"] > 0
             gone = replace(shown, track=torch.tensor([[-1, -1]]))
-            absent, _ = taught(frame, gone, pupil)
+            absent = taught(frame, gone, pupil)
             assert absent["taught_prop_where"] == absent["taught_disc_where"] == 0
             assert absent["taught_prop_pres"] > terms["taught_prop_pres"]
+
+    def test_what_is_taught_reaches_the_search(self) -> None:
+        model = make_scalor(replace(SMALL_SCALOR, max_slots=4), bias=2.0)
+        image = torch.rand(1, 3, 32, 40)
+        with torch.no_grad():
+            _, state = model.see(image, model.initial_state(1), sample=False)
+        frame, _ = model.see(image, state, sample=False)
+        shown = Shown(
+            track=torch.tensor([[7]]),
+            z_where=state.z_where[:, :1] + 0.05,
+            cell=torch.tensor([[9]]),
+            weight=torch.ones(1, SMALL_SCALOR.cells, 1),
+        )
+        terms = taught(frame, shown, torch.tensor([[7, -1, -1, -1]]))
+        expected = sum(
+            look_loss(look, shown.z_where[:, :1].expand(-1, 4, -1))[0, 0] for look in frame.looks
+        )
+        torch.testing.assert_close(terms["taught_prop_look"][0], expected)
+        terms["taught_prop_look"].sum().backward()  # type: ignore[no-untyped-call]
+        for window in (model.propagation.search.far, model.propagation.search.near):  # type: ignore[union-attr]
+            for parameter in (window.usual, window.score.weight, window.wanted.weight):
+                assert parameter.grad is not None
+                assert parameter.grad.any()
 
     def test_who_is_on_a_piece_follows_it_and_who_is_on_none_is_to_be_absent(self) -> None:
         model = make_scalor(replace(SMALL_SCALOR, max_slots=4), bias=2.0)
@@ -105,8 +129,9 @@ class TestLoss:
                 weight=torch.ones(1, SMALL_SCALOR.cells, 1),
             )
             nobody = torch.full((1, 4), -1)
-            terms, on_it = taught(frame, shown, nobody)
-            taken = taught(frame, shown, torch.tensor([[7, -1, -1, -1]]))[1]
+            now, on_it = pupils(frame, shown, nobody)
+            terms = taught(frame, shown, now)
+            taken = pupils(frame, shown, torch.tensor([[7, -1, -1, -1]]))[1]
         assert frame.followed.all()
         # Two rows on one piece are taught the same; the first has lost it.
         assert on_it.tolist() == taken.tolist() == [[-1, -1, 7, 7]]

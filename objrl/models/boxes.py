@@ -7,6 +7,7 @@ in [-1, 1].
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,36 +34,29 @@ def repeated(box: Tensor, presence: Tensor, distinct: float) -> Tensor:
     return same.tril(diagonal=-1).any(2, keepdim=True)
 
 
-def doubled(
-    box: Tensor, track_id: Tensor, lost: Tensor, surprise: Tensor, distinct: float
-) -> Tensor:
-    """Tell who is on another's object: of two rows that came to follow one, all but one are.
+def doubled(box: Tensor, track_id: Tensor, lost: Tensor, leap: Tensor, distinct: float) -> Tensor:
+    """Tell who is on another's object: of rows that came to follow one, one is seen.
 
-    Whose it is: who was seen in the frame before has it before who was not. Else it was the
-    elder's; unless its leap there surprises twice as much as the younger's, for where two objects
-    cross, a row may be taken along by the other's.
+    Whose it is: who was seen in the frame before has it before who was not; then who leapt there
+    less, for where two objects cross, a row may be taken along by the other's; then the elder.
 
     Args:
         box: (B, K, 4).
         track_id: (B, K) int64, -1 in free rows, which are on nobody's object and have none.
         lost: (B, K) bool, who was not seen in the frame before.
-        surprise: (B, K) how far a row is from where it would be if it had gone on as it went.
+        leap: (B, K) how far a row is from where it would be if it had gone on as it went, in units
+            of its size; leaps count as one below 0.2, and from there on as different by octaves.
         distinct: IoU above which two are on one object.
 
     Returns:
         (B, K) bool.
     """
-    mine, other = track_id[:, :, None], track_id[:, None]
-    both = (mine >= 0) & (other >= 0) & (mine != other) & (overlaps(box, box) > distinct)
-    younger = mine > other
-    more = torch.where(
-        younger,
-        2 * surprise[:, :, None] >= surprise[:, None],
-        surprise[:, :, None] > 2 * surprise[:, None],
-    )
-    same = lost[:, :, None] == lost[:, None]
-    worse = torch.where(same, more, lost[:, :, None])
-    return (both & worse).any(2)
+    octave = (leap.nan_to_num() / 0.1).clamp(1, 1e9).log2().long()
+    # One order of all, or of three on one place each might yield to another.
+    rank = ((lost.long() * 32 + octave) << 40) + track_id
+    alive = track_id >= 0
+    both = alive[:, :, None] & alive[:, None] & (overlaps(box, box) > distinct)
+    return (both & (rank[:, :, None] > rank[:, None])).any(2)
 
 
 def overlaps(some: Tensor, others: Tensor) -> Tensor:
@@ -84,6 +78,34 @@ def apart(some: Tensor, others: Tensor) -> Tensor:
     too little: one pixel beside the place, and it is gone.
     """
     return torch.cdist(some, others, p=1.0) / some[..., :2].sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def summed(shown: Tensor) -> Tensor:
+    """(B, 1, H, W) bool -> (B, 1, H + 1, W + 1) table of sums, for `on_nothing`."""
+    return F.pad(shown.float().cumsum(2).cumsum(3), (1, 0, 1, 0))
+
+
+def on_nothing(table: Tensor, box: Tensor) -> Tensor:
+    """(B, K) bool: in whose box (B, K, 4) nothing is shown.
+
+    Not by a few taps, which might miss what is small: by the sum over the box, from `summed`.
+    """
+    height, width = table.shape[2] - 1, table.shape[3] - 1
+    flat = table.flatten(1)
+
+    def edge(axis: int, sign: int, pixels: int) -> Tensor:
+        place = (box[..., 2 + axis] + sign * box[..., axis] + 1) / 2 * pixels
+        whole = place.floor() if sign < 0 else place.ceil()
+        # What is no number must come out as a loss that is none, not as an index.
+        return whole.clamp(0, pixels).nan_to_num().long()
+
+    def at(x: Tensor, y: Tensor) -> Tensor:
+        return flat.gather(1, y * (width + 1) + x)
+
+    left, right = edge(0, -1, width), edge(0, 1, width)
+    top, bottom = edge(1, -1, height), edge(1, 1, height)
+    found = at(right, bottom) - at(left, bottom) - at(right, top) + at(left, top)
+    return found < 0.5
 
 
 def tight_boxes(mask: Tensor, z_where: Tensor, reach: float = 1.0) -> Tensor:

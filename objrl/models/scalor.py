@@ -15,15 +15,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from objrl.frames import check_frames, to_image
-from objrl.models.boxes import clip_boxes, doubled, repeated, tight_boxes
+from objrl.models.boxes import clip_boxes, doubled, on_nothing, repeated, summed, tight_boxes
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_latents import Beliefs, Objects, ScalorFrame
 from objrl.models.scalor_networks import Backdrop, Glimpses, ImageEncoder
 from objrl.models.scalor_parts import Discovery, Propagation, draw, mask_of
-from objrl.models.scalor_state import ScalorState, Seats, seat
+from objrl.models.scalor_state import Fate, ScalorState, Seats, seat
 from objrl.models.space_background import Static, is_foreign
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.spatial import Layers, extract, overlay, place
@@ -41,9 +40,9 @@ class Scalor(nn.Module):
         self.config, table = config, config.table()
         self.table = table
         self.max_slots, self.what_size = config.max_slots, config.z_what
-        known = config.background == "static"
-        # Where the background is known, what differs from it is shown too.
-        inputs = 6 if known else 3
+        pictured = config.background == "static"
+        # Where the background is known, how far the image is from it is shown too.
+        inputs = 6 if pictured else 3
         self.encoder = ImageEncoder(inputs, table, config.grid)
         self.glimpses = Glimpses(table, config.z_what)
         self.propagation = Propagation(config, table, inputs)
@@ -51,7 +50,7 @@ class Scalor(nn.Module):
         self.background: Backdrop | Static | None = None
         if config.background == "decoder":
             self.background = Backdrop(table, config.frame_size, config.z_bg)
-        elif known:
+        elif pictured:
             self.background = Static(config.frame_size, config.faces, config.flat)
 
     @property
@@ -78,36 +77,31 @@ class Scalor(nn.Module):
             drawn: explain the background and draw; an agent needs neither.
         """
         config = self.config
-        shown, picture = self._shown(image)
+        shown, picture, differs = self._shown(image)
         features, memory = self.encoder(shown, state.memory)
         posterior, followed, tracker, looks = self.propagation(
             *(image, shown, features, self.glimpses, state),
             temperature=temperature,
             sample=sample,
         )
-        empty = self._empty(shown, followed.z_where) if picture is not None else None
-        followed, missed, stopped, stays = self.stop(followed, posterior, state, empty)
-        covered = mask_of(followed, self.covering(followed, missed, stays), config.masks)
+        sums = None if differs is None else summed(differs)
+        fate = self.judge(followed, self._unseen(followed, posterior, state, sums), state)
+        followed = replace(followed, z_pres=followed.z_pres * fate.stays[..., None])
+        held = self.held(followed, fate, state)
+        covered = mask_of(held, fate.covering(held.z_pres), config.masks)
         found = self.discovery(
-            *(image, features, self.glimpses, covered, followed.z_where * stays[..., None]),
+            *(image, features, self.glimpses, covered, held.z_where * fate.stays[..., None]),
             temperature=temperature,
             sample=sample,
         )
-        new = (found.objects.z_pres > config.birth)[..., 0]
-        if config.distinct < 1:
-            box = found.objects.z_where
-            new = new & ~repeated(box, found.objects.z_pres, config.distinct)[..., 0]
-        if picture is not None:
-            new = new & ~is_foreign(self._far(shown))[:, None]
-            new = new & ~self._empty(shown, found.objects.z_where)
-        seats = seat(new, found.objects.z_pres[..., 0], stays)
-        kept = stays | seats.born
-        frame = ScalorFrame(state.alive, kept, posterior, None, followed, found, seats, looks)
-        prior, ahead = self.propagation.foresee(state) if drawn else (None, state.prior)
-        after = self.remember(
-            *(followed, found.objects, seats, state, memory, tracker, ahead),
-            *(missed, stopped, stays),
+        seats = seat(self._new(found.objects, sums), found.objects.z_pres[..., 0], fate.stays)
+        kept = fate.stays | seats.born
+        frame = ScalorFrame(
+            *(state.alive, kept, posterior, None, followed, found, seats, looks, differs)
         )
+        prior, ahead = self.propagation.foresee(state) if drawn else (None, state.prior)
+        after = self.remember(held, found.objects, seats, fate, state)
+        after = replace(after, memory=memory).with_minds(tracker, ahead, seats)
         if not drawn:
             return frame, after
         layers = self.draw(followed.joined(found.objects))
@@ -125,142 +119,102 @@ class Scalor(nn.Module):
         fresh = torch.zeros_like(state.fresh)
         return frame, replace(after, z_bg=z_bg, prior_bg=prior_bg, fresh=fresh)
 
-    def _shown(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Add to an image how far it is from the background, where that is known."""
-        if not isinstance(self.background, Static):
-            return image, None
-        picture = self.background.picture(image)
-        return torch.cat([image, (image - picture).abs()], dim=1), picture
+    def _shown(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what the encoder is shown; and the known background and what differs from it.
 
-    def _far(self, shown: Tensor) -> Tensor:
-        """(B, 6, H, W) of `_shown` -> (B, 1, H, W) bool, what differs from the background."""
-        return shown[:, 3:].amax(1, keepdim=True) > self.config.contrast
+        (B, 6, H, W), the image and how far it is from the background, (B, 3, H, W) and
+        (B, 1, H, W) bool. Where the background is not known, the image and twice None.
+        """
+        if not isinstance(self.background, Static):
+            return image, None, None
+        picture = self.background.picture(image)
+        far = (image - picture).abs()
+        differs = far.amax(1, keepdim=True) > self.config.contrast
+        # Where the whole frame is another scene nothing is to be seen.
+        differs = differs & ~is_foreign(differs)[:, None, None, None]
+        return torch.cat([image, far], dim=1), picture, differs
 
     def differs(self, image: Tensor) -> Tensor | None:
-        """(B, 3, H, W) -> (B, 1, H, W) bool, what differs from the background where it is known.
+        """(B, 3, H, W) -> (B, 1, H, W) bool, what differs from the background where it is known."""
+        return self._shown(image)[2]
 
-        Nothing does where the whole frame is another scene.
-        """
-        shown, picture = self._shown(image)
-        if picture is None:
-            return None
-        far = self._far(shown)
-        return far & ~is_foreign(far)[:, None, None, None]
-
-    def _empty(self, shown: Tensor, z_where: Tensor) -> Tensor:
-        """(B, K) bool: whose box shows nothing but the background.
-
-        Not by a few taps, which might miss what is small: by the mean of the box, from a table of
-        sums.
-        """
-        height, width = self.config.frame_size
-        sums = functional.pad(self._far(shown).float().cumsum(2).cumsum(3), (1, 0, 1, 0))
-        table = sums.flatten(1)
-
-        def edge(axis: int, sign: int, pixels: int) -> Tensor:
-            place = (z_where[..., 2 + axis] + sign * z_where[..., axis] + 1) / 2 * pixels
-            whole = place.floor() if sign < 0 else place.ceil()
-            # What is no number must come out as a loss that is none, not as an index.
-            return whole.clamp(0, pixels).nan_to_num().long()
-
-        def at(x: Tensor, y: Tensor) -> Tensor:
-            return table.gather(1, y * (width + 1) + x)
-
-        left, right = edge(0, -1, width), edge(0, 1, width)
-        top, bottom = edge(1, -1, height), edge(1, 1, height)
-        found = at(right, bottom) - at(left, bottom) - at(right, top) + at(left, top)
-        return found < 0.5
-
-    def stop(
-        self, objects: Objects, posterior: Beliefs, state: ScalorState, empty: Tensor | None = None
-    ) -> tuple[Objects, Tensor, Tensor, Tensor]:
-        """Decide who is followed no longer.
-
-        Args:
-            objects: who was followed.
-            posterior: what is believed of them.
-            state: of the frame before.
-            empty: (B, K) bool, whose place shows nothing but a known background: whatever the
-                network believes, that object is not seen.
-
-        Returns:
-            The objects, z_pres 0 for who is not, and who is not seen where it would be by now;
-            frames unseen, sum of 1 - z_pres, and who stays.
-        """
-        gone = 1 - objects.z_pres[..., 0]
-        stopped = torch.where(state.alive, state.stopped + gone.detach(), 0.0)
+    def _unseen(
+        self, objects: Objects, posterior: Beliefs, state: ScalorState, sums: Tensor | None
+    ) -> Tensor:
+        """(B, K) bool: who is not seen, by belief; or on nothing; or on another's object."""
         unseen = torch.sigmoid(posterior.logit[..., 0]) < self.config.death
-        if empty is not None:
-            unseen = unseen | empty
-        size, centre = state.z_where[..., :2], state.z_where[..., 2:]
-        ahead = torch.cat([size, (centre + state.velocity).clamp(-1.05, 1.05)], dim=-1)
+        if sums is not None:  # whatever the network believes
+            unseen = unseen | on_nothing(sums, objects.z_where)
         if self.config.doubled < 1:
-            surprise = (objects.z_where - ahead)[..., 2:].abs().sum(-1)
+            leap = (objects.z_where - state.ahead)[..., 2:].abs().sum(-1)
+            leap = leap / objects.z_where[..., :2].sum(-1).clamp(min=1e-9)
             seen = torch.where(unseen, NO_TRACK, state.track_id)
             unseen = unseen | doubled(
-                *(objects.z_where, seen, state.missed > 0, surprise, self.config.doubled)
+                *(objects.z_where, seen, state.missed > 0, leap, self.config.doubled)
             )
-        # Where somebody is while it is not seen cannot be looked up: it goes on as it went.
-        z_where = torch.where(unseen[..., None], ahead, objects.z_where)
-        objects = replace(objects, z_where=z_where)
-        missed = torch.where(state.alive & unseen, state.missed + 1, 0)
+        return unseen
+
+    def judge(self, objects: Objects, unseen: Tensor, state: ScalorState) -> Fate:
+        """Decide who is followed no longer, by who (B, K) bool is not seen."""
+        gone = 1 - objects.z_pres[..., 0].detach()
+        stopped = torch.where(state.alive, state.stopped + gone, 0.0)
+        unseen = state.alive & unseen
+        missed = torch.where(unseen, state.missed + 1, 0)
         if self.config.deletion == "paper":
             stays = state.alive & (stopped < 0.6)
         else:
             stays = state.alive & (missed <= self.config.patience)
-        objects = replace(objects, z_pres=objects.z_pres * stays[..., None])
-        return objects, missed, stopped, stays
+        return Fate(missed, stopped, stays)
 
-    def covering(self, objects: Objects, missed: Tensor, stays: Tensor) -> Tensor:
-        """Presence (B, K, 1) for the mask that proposals are held against.
+    def held(self, objects: Objects, fate: Fate, state: ScalorState) -> Objects:
+        """Let who is not seen go on as it went: where it was looked for, it is not."""
+        ahead, unseen = state.ahead, fate.unseen[..., None]
+        went = self.propagation.raw_step((ahead - state.z_where)[..., 2:])
+        bias = torch.cat([state.bias[..., :2], went], dim=-1)
+        return replace(
+            objects,
+            z_where=torch.where(unseen, ahead, objects.z_where),
+            bias=torch.where(unseen, bias, objects.bias),
+        )
 
-        Who is out of sight for a moment still holds its place, or it would come back as another.
-        """
-        hidden = (missed > 0) & stays
-        return torch.where(hidden[..., None], 1.0, objects.z_pres)
+    def _new(self, proposed: Objects, sums: Tensor | None) -> Tensor:
+        """(B, M) bool: which proposals are to be born."""
+        new = proposed.z_pres[..., 0] > self.config.birth
+        if sums is not None:
+            new = new & ~on_nothing(sums, proposed.z_where)
+        if self.config.distinct < 1:
+            likely = proposed.z_pres * new[..., None]
+            new = new & ~repeated(proposed.z_where, likely, self.config.distinct)[..., 0]
+        return new
 
     def remember(
-        self,
-        old: Objects,
-        new: Objects,
-        seats: Seats,
-        state: ScalorState,
-        memory: Tensor,
-        tracker: Tensor,
-        prior: Tensor,
-        missed: Tensor,
-        stopped: Tensor,
-        stays: Tensor,
+        self, old: Objects, new: Objects, seats: Seats, fate: Fate, state: ScalorState
     ) -> ScalorState:
-        """Put the followed and the newborn together."""
-        here = stays[..., None]
-        track_id = torch.where(stays, state.track_id, NO_TRACK)
+        """Put the followed, `held` where they are not seen, and the newborn together."""
+        here = fate.stays[..., None]
+        track_id = torch.where(fate.stays, state.track_id, NO_TRACK)
         track_id = torch.where(seats.born, state.next_id[:, None] + seats.number, track_id)
         fields = {
             name: seats.take(getattr(new, name), getattr(old, name) * here)
             for name in ("z_pres", "z_where", "bias", "z_depth", "z_what")
         }
-        waiting = stays & (missed > 0)
+        waiting = fate.stays & fate.unseen
         moved = (old.z_where - state.z_where)[..., 2:]
         # The first displacement counts whole, as in `objrl.tracking`.
         weight = torch.where(state.newborn, 1.0, _SMOOTHING)[..., None]
         velocity = torch.lerp(state.velocity, moved, weight) * here
         velocity = torch.where(waiting[..., None], state.velocity, velocity)
-        newborn = seats.born[..., None]
         return replace(
             state,
             **fields,
             track_id=track_id,
-            missed=torch.where(seats.born, 0, missed),
-            stopped=torch.where(seats.born, 0.0, stopped),
-            velocity=torch.where(newborn, 0.0, velocity),
+            missed=torch.where(seats.born, 0, fate.missed),
+            stopped=torch.where(seats.born, 0.0, fate.stopped),
+            velocity=torch.where(seats.born[..., None], 0.0, velocity),
             newborn=seats.born | (state.newborn & waiting),
-            # The RNNs of who is new begin at zero, the authors' way.
-            tracker=torch.where(newborn, 0.0, tracker * here),
-            prior=torch.where(newborn[..., None], 0.0, prior * here[..., None]),
-            memory=memory,
             next_id=state.next_id + seats.born.sum(1),
             overflow=state.overflow + seats.overflow,
+            fresh=torch.ones_like(state.fresh),
         )
 
     def draw(self, objects: Objects) -> Layers:
@@ -326,35 +280,7 @@ class Scalor(nn.Module):
 
     def initial_state(self, batch: int) -> ScalorState:
         """Return the state of `batch` environments that have seen nothing."""
-        config, table, device = self.config, self.table, self.device
-        rows, (layers, channels) = config.max_slots, table.memory
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(batch, *shape, device=device)
-
-        def counts(*shape: int) -> Tensor:
-            return torch.zeros(batch, *shape, dtype=torch.int64, device=device)
-
-        return ScalorState(
-            track_id=counts(rows) + NO_TRACK,
-            missed=counts(rows),
-            stopped=zeros(rows),
-            z_pres=zeros(rows, 1),
-            z_where=zeros(rows, 4),
-            bias=zeros(rows, 4),
-            z_depth=zeros(rows, 1),
-            z_what=zeros(rows, config.z_what),
-            velocity=zeros(rows, 2),
-            newborn=torch.zeros(batch, rows, dtype=torch.bool, device=device),
-            tracker=zeros(rows, table.tracker),
-            prior=zeros(rows, 2, table.prior),
-            memory=zeros(2 * layers, channels, *config.grid),
-            z_bg=zeros(config.z_bg),
-            prior_bg=zeros(32),
-            fresh=torch.ones(batch, dtype=torch.bool, device=device),
-            next_id=counts(),
-            overflow=counts(),
-        )
+        return ScalorState.empty(batch, self.config, self.table, self.device)
 
     @torch.no_grad()
     def step(
@@ -376,15 +302,15 @@ class Scalor(nn.Module):
         """
         check_step(frames, len(state), is_first)
         image = to_image(frames.to(self.device), *self.config.frame_size)
-        _, state = self.see(
+        frame, state = self.see(
             image, state.begun_anew(is_first.to(self.device)), sample=False, drawn=False
         )
-        return self.slots(image, state), state
+        return self.slots(state, frame.differs), state
 
-    def slots(self, image: Tensor, state: ScalorState) -> Slots:
-        """Return what is seen now of who is followed, in tight boxes."""
+    def slots(self, state: ScalorState, differs: Tensor | None) -> Slots:
+        """Return what is seen now of who is followed, in tight boxes around what `differs`."""
         here = (state.alive & (state.missed == 0))[..., None]
-        box = clip_boxes(self._tight(image, state), self.config.frame_size)
+        box = clip_boxes(self._tight(state, differs), self.config.frame_size)
         return Slots(
             position=box[..., 2:] * here,
             velocity=state.velocity * here,
@@ -395,15 +321,13 @@ class Scalor(nn.Module):
             track_id=torch.where(here, state.track_id[..., None], NO_TRACK),
         )
 
-    def _tight(self, image: Tensor, state: ScalorState) -> Tensor:
+    def _tight(self, state: ScalorState, differs: Tensor | None) -> Tensor:
         """Return (B, K, 4) boxes around what is seen in z_where's."""
-        shown, picture = self._shown(image)
-        if picture is None:
+        if differs is None:
             outline = self.glimpses.decode(state.z_what)[1][:, :, 0]
         else:
-            far = self._far(shown).float()
             where = torch.where(state.alive[..., None], state.z_where, 1.0)
-            outline = extract(far, where, self.glimpses.side)[:, :, 0]
+            outline = extract(differs.float(), where, self.glimpses.side)[:, :, 0]
         return tight_boxes(outline, state.z_where, self.config.reach)
 
     def encode(self, frames: Tensor) -> Slots:

@@ -25,7 +25,7 @@ from objrl.models.scalor import Scalor
 from objrl.models.scalor_latents import Objects
 from objrl.models.scalor_networks import Backdrop
 from objrl.models.scalor_parts import draw, mask_of
-from objrl.models.scalor_state import ScalorState, Seats, seat
+from objrl.models.scalor_state import Fate, ScalorState, Seats, seat
 from objrl.models.space_background import Static
 from objrl.slots import Slots
 
@@ -64,7 +64,7 @@ def watch(model: Scalor, images: Tensor, state: ScalorState) -> Footage:
         assert frame.background is not None
         background = frame.background
         drawn.append(frame.reconstruction.clamp(0, 1))
-        slots.append(model.slots(image, state))
+        slots.append(model.slots(state, frame.differs))
     return Footage(torch.stack(drawn, dim=1), tuple(slots), state, background)
 
 
@@ -100,8 +100,7 @@ def imagine(
         ValueError: frames below 1, births outside of [0, 1], or a state after `Scalor.step`.
     """
     _check(frames, births)
-    seated = state.alive & ~state.newborn
-    if (seated & (state.prior == 0).all(-1).all(-1)).any():
+    if (state.fresh & state.alive.any(1)).any():
         raise ValueError(
             "state: expected one after `watch` or `Scalor.see`, got one after `Scalor.step`, which "
             "leaves the prior behind; watch the last frames, and imagine from there"
@@ -183,12 +182,13 @@ def _roll(
             ahead, h = model.background.foresee(state.z_bg, state.prior_bg, state.fresh)
             z_bg = draw(ahead, sample)
             background = model.background.decode(z_bg)
-            state = replace(state, z_bg=z_bg, prior_bg=h, fresh=torch.zeros_like(state.fresh))
+            state = replace(state, z_bg=z_bg, prior_bg=h)
         objects, state = _move(model, state, chance, sample)
+        state = replace(state, fresh=torch.zeros_like(state.fresh))
         layers = model.draw(objects)
         image = (layers.mean + (1 - layers.alpha) * background).clamp(0, 1)
         images.append(image)
-        slots.append(model.slots(image, state))
+        slots.append(model.slots(state, model.differs(image)))
     return Footage(torch.stack(images, dim=1), tuple(slots), state, background)
 
 
@@ -211,25 +211,22 @@ def _move(
         mask=mask,
     )
     # Who is drawn absent counts as not seen: the model's own rule says for how long one may be.
-    drawn = replace(prior, logit=torch.logit(z_pres, eps=1e-6))
-    old, missed, stopped, stays = model.stop(old, drawn, state)
-    new, seats = old, seat(torch.zeros_like(stays), old.z_pres[..., 0], stays)
+    fate = model.judge(old, z_pres[..., 0] < 0.5, state)
+    old = replace(old, z_pres=old.z_pres * fate.stays[..., None])
+    held = model.held(old, fate, state)
+    new, seats = held, seat(torch.zeros_like(fate.stays), old.z_pres[..., 0], fate.stays)
     if births > 0:
-        new, seats = _born(model, old, model.covering(old, missed, stays), stays, births)
-    after = model.remember(
-        *(old, new, seats, state, state.memory, state.tracker, prior_state),
-        *(missed, stopped, stays),
-    )
+        new, seats = _born(model, held, fate, births)
+    after = model.remember(held, new, seats, fate, state)
+    after = after.with_minds(state.tracker, prior_state, seats)
     names = [field.name for field in fields(Objects)]
     rows = {name: seats.take(getattr(new, name), getattr(old, name)) for name in names}
     return Objects(**rows), after
 
 
-def _born(
-    model: Scalor, old: Objects, covering: Tensor, stays: Tensor, births: float
-) -> tuple[Objects, Seats]:
+def _born(model: Scalor, old: Objects, fate: Fate, births: float) -> tuple[Objects, Seats]:
     """Propose an object in every cell with a probability, and seat those that are accepted."""
-    config = model.config
+    config, stays = model.config, fate.stays
     shape = (len(stays), config.cells)
 
     def noise(size: int) -> Tensor:
@@ -240,7 +237,10 @@ def _born(
     z_where = model.discovery.placed(bias)
     appearance, mask = model.glimpses.decode(z_what)
     rejected = model.discovery.rejects(
-        mask, z_where, mask_of(old, covering, config.masks), old.z_where * stays[..., None]
+        mask,
+        z_where,
+        mask_of(old, fate.covering(old.z_pres), config.masks),
+        old.z_where * stays[..., None],
     )
     wanted = (lot < births) & ~rejected[..., None]
     if config.distinct < 1:

@@ -103,16 +103,16 @@ class Look:
     logits: Tensor
 
     @staticmethod
-    def cells(n: int, like: Tensor) -> Tensor:
+    def cells(n: int, device: torch.device) -> Tensor:
         """(n,) centres of n cells beside each other from -1 to 1."""
-        return (2 * torch.arange(n, device=like.device) + 1) / n - 1
+        return (2 * torch.arange(n, device=device) + 1) / n - 1
 
     @property
     def place(self) -> Tensor:
         """(B, K, 2) x, y: the mean place of what looks like the object."""
         n = self.logits.shape[-1]
         share = self.logits.flatten(2).softmax(2).view_as(self.logits)
-        axis = self.cells(n, share)
+        axis = self.cells(n, share.device)
         mean = torch.stack([(share.sum(2) * axis).sum(-1), (share.sum(3) * axis).sum(-1)], dim=-1)
         return self.centre + mean * self.reach
 
@@ -130,6 +130,7 @@ class ScalorFrame:
         discovered: the proposals.
         seats: where the newborn sit.
         looks: where the followed were searched for; none with the paper's attention.
+        differs: (B, 1, H, W) bool. What differs from the background; None where that is not known.
         background: (B, 3, H, W); like all below None where only tracking was asked for.
         kl_bg: (B,) nats, KL(q(z_bg | z_fg, x) || p(z_bg | z_<t)).
         foreground: (B, 3, H, W).
@@ -144,6 +145,7 @@ class ScalorFrame:
     discovered: Proposals
     seats: Seats
     looks: tuple[Look, ...] = ()
+    differs: Tensor | None = None
     background: Tensor | None = None
     kl_bg: Tensor | None = None
     foreground: Tensor | None = None

@@ -100,24 +100,44 @@ class Shown:
     cell: Tensor
     weight: Tensor
 
+    @property
+    def visible(self) -> Tensor:
+        """(B, J) bool: which pieces are to be proposed."""
+        return (self.track >= 0) & (self.cell >= 0)
 
-def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return how far a frame is from what a teacher shows, and who follows which piece after it.
 
-    Every piece is to be proposed: those that somebody follows are rejected, and one that is lost
-    is found again in the same frame. A row that was born where a piece is shown is to follow it,
-    until it has lost it; one that follows nothing that is shown takes the piece that it is on. Who
-    is on none is to be absent.
+def pupils(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[Tensor, Tensor]:
+    """Say who is to follow which piece in a frame, and who goes on with which after it.
+
+    A row that was born where a piece is shown is to follow it, until it has lost it: from afar it
+    could only be taught to guess. One that follows nothing that is shown takes the piece that it
+    is on.
 
     Args:
         frame: what was inferred.
         shown: by the teacher.
-        pupil: (B, K) int64. The piece that each row follows; -1 for none.
+        pupil: (B, K) int64. The piece that each row followed up to here; -1 for none.
 
     Returns:
-        No nats, weighed by the preset; and the next `pupil`.
+        Twice the like of `pupil`.
     """
-    pupil = _rebound(frame, shown, pupil)
+    now = _rebound(frame, shown, pupil)
+    lost = _follows(now, shown) & torch.isinf(_distance(frame, shown))
+    after = _born(frame, shown, now.masked_fill(lost.any(2), -1))
+    return now, torch.where(frame.kept, after, -1)
+
+
+def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> dict[str, Tensor]:
+    """Return how far a frame is from what a teacher shows: no nats, weighed by the preset.
+
+    Every piece is to be proposed: those that somebody follows are rejected, and one that is lost
+    is found again in the same frame. Who is on no piece is to be absent.
+
+    Args:
+        frame: what was inferred.
+        shown: by the teacher.
+        pupil: (B, K) int64. Who is to follow which piece in this frame, from `pupils`.
+    """
     same = _follows(pupil, shown)
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
     goal = _rows(shown.z_where, which)
@@ -132,21 +152,16 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> tuple[dict[str, T
         .sum(1),
     }
     if frame.looks:
-        missed = torch.stack([look_loss(look, goal) for look in frame.looks]).sum(0)
-        terms["taught_prop_look"] = (missed * (there & followed)).sum(1)
-    visible = (shown.track >= 0) & (shown.cell >= 0)
+        nats = torch.stack([look_loss(look, goal) for look in frame.looks]).sum(0)
+        terms["taught_prop_look"] = (nats * (there & followed)).sum(1)
     logit = frame.discovered.logit[..., 0]
-    wanted = torch.zeros_like(logit)
-    column = torch.where(visible, shown.cell, 0)
-    wanted = wanted.scatter_add(1, column, visible.float()).clamp(max=1)
+    visible, column = shown.visible, torch.where(shown.visible, shown.cell, 0)
+    wanted = torch.zeros_like(logit).scatter_add(1, column, visible.float()).clamp(max=1)
     weight = torch.where(wanted > 0, 1.0, shown.weight[..., 0])
     pull = F.binary_cross_entropy_with_logits(logit, wanted, weight, reduction="none")
     placed = _rows(frame.discovered.every_where, column)
     off = _off(placed, shown.z_where) * visible[..., None]
-    terms |= {"taught_disc_pres": pull.sum(1), "taught_disc_where": off.flatten(1).sum(1)}
-    # Who has lost its piece is let go: from afar it could only be taught to guess.
-    lost = same & torch.isinf(_distance(frame, shown))
-    return terms, _after(frame, shown, pupil.masked_fill(lost.any(2), -1), visible)
+    return terms | {"taught_disc_pres": pull.sum(1), "taught_disc_where": off.flatten(1).sum(1)}
 
 
 def _follows(pupil: Tensor, shown: Shown) -> Tensor:
@@ -172,11 +187,11 @@ def _rebound(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
     return torch.where(found, shown.track.gather(1, which), pupil)
 
 
-def _after(frame: ScalorFrame, shown: Shown, pupil: Tensor, visible: Tensor) -> Tensor:
-    """Who follows what: the newborn the piece of their cell, whoever else does."""
+def _born(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> Tensor:
+    """Give the newborn the piece of their cell, whoever else follows it."""
     cells = frame.discovered.logit.shape[1]
     piece = torch.full((len(pupil), cells + 1), -1, dtype=torch.int64, device=pupil.device)
-    piece = piece.scatter(1, torch.where(visible, shown.cell, cells), shown.track)[:, :cells]
+    piece = piece.scatter(1, torch.where(shown.visible, shown.cell, cells), shown.track)[:, :cells]
     seats: Seats = frame.seats
     born_from = frame.discovered.index.gather(1, seats.source.clamp(min=0))
     return torch.where(seats.born, piece.gather(1, born_from), pupil)
@@ -187,7 +202,7 @@ def look_loss(look: Look, goal: Tensor) -> Tensor:
     at = (goal[..., 2:] - look.centre.detach()) / look.reach
     n = look.logits.shape[-1]
     # Shared by the cells around it so that their mean place is the goal.
-    near = (1 - (at[..., None] - Look.cells(n, at)).abs() * n / 2).clamp(min=0)
+    near = (1 - (at[..., None] - Look.cells(n, at.device)).abs() * n / 2).clamp(min=0)
     near = near / near.sum(-1, keepdim=True).clamp(min=1e-6)
     wanted = near[..., 1, :, None] * near[..., 0, None, :]
     nats = -(wanted.flatten(2) * look.logits.flatten(2).log_softmax(2)).sum(2)

@@ -274,7 +274,7 @@ class _Window(nn.Module):
         channels = 16
         # Convolutions know no places; but who is near is likelier than who looks the same afar.
         # In units of ten nats: so that it is learnt as soon as the rest.
-        square = Look.cells(taps // 2, torch.zeros(0)) ** 2
+        square = Look.cells(taps // 2, torch.device("cpu")) ** 2
         self.usual = nn.Parameter(-0.3 * (square[:, None] + square))
         self.first = conv_stack(inputs, [Conv(channels, 4, 2)])
         self.wanted = nn.Linear(z_what, 2 * channels)

@@ -47,7 +47,9 @@ class Propagation(nn.Module):
         h, d, hidden = table.tracker, config.z_what, table.hidden
         self.hidden = hidden
         self.search: Search | None = None
-        if table.search:
+        if not config.attention:
+            pass
+        elif table.search:
             # So that taps are at most 1.5 pixels apart for what is small.
             blur = max(1, round(config.step * config.frame_size[1] / (1.5 * table.search)))
             self.search = Search(inputs, table, d, config.step, blur)
@@ -100,21 +102,22 @@ class Propagation(nn.Module):
         raw = self.where(torch.cat([h, state.z_what, state.z_where, state.bias, attended], -1))
         mean, std = raw.chunk(2, dim=-1)
         if looks:
-            gone = (looks[-1].place - state.z_where[..., 2:]) / self.config.step
-            raw_step = torch.atanh(gone.clamp(-0.95, 0.95))
+            found = self.raw_step(looks[-1].place - state.z_where[..., 2:])
             # The rest of the network mends little: what was found is seldom off by a pixel.
-            mean = torch.cat([mean[..., :2], 0.1 * mean[..., 2:] + raw_step], dim=-1)
+            mean = torch.cat([mean[..., :2], 0.1 * mean[..., 2:] + found], dim=-1)
         # Begins certain: the authors take 2 from the raw deviation.
         where = Gaussian(mean, F.softplus(std - 2) + 1e-4)
         bias = draw(where, sample)
         z_where = self.moved(bias, state.z_where)
-        seen = Gaussian.from_raw(
+        glimpsed = Gaussian.from_raw(
             glimpses.encode(extract(image, torch.where(alive, z_where, 1.0), glimpses.side))
         )
-        known = Gaussian.from_raw(self.what(h))
+        recalled = Gaussian.from_raw(self.what(h))
         new, old = torch.sigmoid(self.gates(torch.cat([h, attended], -1))).chunk(2, dim=-1)
         # The authors' softplus of what is a softplus already never lets it fall below ln 2.
-        what = Gaussian(new * seen.mean + old * known.mean, new * seen.std + old * known.std)
+        what = Gaussian(
+            new * glimpsed.mean + old * recalled.mean, new * glimpsed.std + old * recalled.std
+        )
         z_what = draw(what, sample)
         depth = Gaussian.from_raw(self.depth(torch.cat([h, z_what, attended], -1)))
         # Begins sure that what was there is there: section 3.2's first remedy.
@@ -135,6 +138,10 @@ class Propagation(nn.Module):
         """Where an object of z_where (B, K, 4) is after a raw size and displacement."""
         centre = z_where[..., 2:] + self.config.step * torch.tanh(bias[..., 2:])
         return torch.cat([self.config.size(bias[..., :2]), centre.clamp(-1.05, 1.05)], dim=-1)
+
+    def raw_step(self, displacement: Tensor) -> Tensor:
+        """Return of (…, 2) how far an object goes the raw one, of which `moved` makes it."""
+        return torch.atanh((displacement / self.config.step).clamp(-0.95, 0.95))
 
     def foresee(self, state: ScalorState) -> tuple[Beliefs, Tensor]:
         """Return p(z_t | z_<t) of every object and the next state of the prior's RNN, (B, K, 2, ·).

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from objrl.slots import NO_TRACK
+
+if TYPE_CHECKING:  # they import this module
+    from objrl.models.scalor_config import ScalorConfig
+    from objrl.models.scalor_networks import Table
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class ScalorState:
         memory: (B, 2 L, C, G, G) float32. The ConvLSTM's hidden states and memories, L layers.
         z_bg: (B, ·) float32. The background's latent.
         prior_bg: (B, ·) float32. Hidden state of its transition.
-        fresh: (B,) bool. No frame of this episode was drawn yet, so there is no z_bg to go on from.
+        fresh: (B,) bool. The frame before was not drawn: nothing foresaw the objects, and there is
+            no z_bg to go on from.
         next_id: (B,) int64. Never falls, not even at a reset, so no id is ever used twice.
         overflow: (B,) int64. Objects that found no row.
     """
@@ -61,10 +67,50 @@ class ScalorState:
     next_id: Tensor
     overflow: Tensor
 
+    @classmethod
+    def empty(
+        cls, batch: int, config: ScalorConfig, table: Table, device: torch.device
+    ) -> ScalorState:
+        """Return the state of `batch` environments that have seen nothing."""
+        rows, (layers, channels) = config.max_slots, table.memory
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(batch, *shape, device=device)
+
+        def counts(*shape: int) -> Tensor:
+            return torch.zeros(batch, *shape, dtype=torch.int64, device=device)
+
+        return cls(
+            track_id=counts(rows) + NO_TRACK,
+            missed=counts(rows),
+            stopped=zeros(rows),
+            z_pres=zeros(rows, 1),
+            z_where=zeros(rows, 4),
+            bias=zeros(rows, 4),
+            z_depth=zeros(rows, 1),
+            z_what=zeros(rows, config.z_what),
+            velocity=zeros(rows, 2),
+            newborn=torch.zeros(batch, rows, dtype=torch.bool, device=device),
+            tracker=zeros(rows, table.tracker),
+            prior=zeros(rows, 2, table.prior),
+            memory=zeros(2 * layers, channels, *config.grid),
+            z_bg=zeros(config.z_bg),
+            prior_bg=zeros(32),
+            fresh=torch.ones(batch, dtype=torch.bool, device=device),
+            next_id=counts(),
+            overflow=counts(),
+        )
+
     @property
     def alive(self) -> Tensor:
         """(B, K) bool: which rows are taken."""
         return self.track_id != NO_TRACK
+
+    @property
+    def ahead(self) -> Tensor:
+        """(B, K, 4) z_where of who goes on as it went."""
+        centre = (self.z_where[..., 2:] + self.velocity).clamp(-1.05, 1.05)
+        return torch.cat([self.z_where[..., :2], centre], dim=-1)
 
     def __len__(self) -> int:
         return len(self.next_id)
@@ -106,6 +152,42 @@ class ScalorState:
             return torch.where(is_first.view(-1, *[1] * (old.ndim - 1)), new, old)
 
         return ScalorState(**{f.name: choose(f.name) for f in fields(self)})
+
+    def with_minds(self, tracker: Tensor, prior: Tensor, seats: Seats) -> ScalorState:
+        """Keep the RNNs' states of who is followed; those of the newborn begin at zero."""
+        old = (self.alive & ~seats.born)[..., None]
+        return replace(
+            self,
+            tracker=torch.where(old, tracker, 0.0),
+            prior=torch.where(old[..., None], prior, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of who was followed.
+
+    Attributes:
+        missed: (B, K) int64. Frames since the object was last seen.
+        stopped: (B, K) float32. Sum of 1 - z_pres over its life.
+        stays: (B, K) bool. Who is followed on.
+    """
+
+    missed: Tensor
+    stopped: Tensor
+    stays: Tensor
+
+    @property
+    def unseen(self) -> Tensor:
+        """(B, K) bool: who is not seen now."""
+        return self.missed > 0
+
+    def covering(self, z_pres: Tensor) -> Tensor:
+        """Presence (B, K, 1) for the mask that proposals are held against.
+
+        Who is out of sight for a moment still holds its place, or it would come back as another.
+        """
+        return torch.where((self.unseen & self.stays)[..., None], 1.0, z_pres)
 
 
 @dataclass(frozen=True)

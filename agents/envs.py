@@ -76,11 +76,18 @@ def _ale_envs(env_id: str, sight: Sight, count: int, learning: bool) -> AtariVec
         *(env_id, count),
         grayscale=pixels,
         maxpool=pixels,
-        screen_size=PIXELS if pixels else (210, 160),
+        screen_size=PIXELS if pixels else _screen(env_id),
         frame_skip=game["frameskip"],
         action_repeat_probability=game["repeat_action_probability"],
         clip_reward=learning,
     )
+
+
+def _screen(env_id: str) -> tuple[int, int]:
+    """Return (H, W) of a game's own frames: mostly 210 x 160, but 250 high in some."""
+    with gym.make(env_id) as env:
+        height, width = env.observation_space.shape[:2]  # type: ignore[index]
+    return height, width
 
 
 def _ram_env(env_id: str, learning: bool) -> Callable[[], gym.Env[Any, Any]]:

@@ -203,7 +203,7 @@ class Course(BaseCallback):
 
     Attributes:
         rows: of curve.csv.
-        best: mean return of the best evaluation so far.
+        best: mean return of the best evaluation so far, if there was one.
         stopped: whether the run was asked to stop.
     """
 
@@ -211,7 +211,8 @@ class Course(BaseCallback):
         super().__init__()
         self.config, self.agent, self.out = config, agent, out
         self.rows: list[dict[str, Any]] = []
-        self.best, self.games, self.stopped = -np.inf, 0, False
+        self.best: float | None = None
+        self.games, self.stopped = 0, False
         self.stop: Callable[[], bool] = lambda: False
         self._returns: deque[float] = deque(maxlen=100)
         self._evaluated = self._kept = 0
@@ -259,7 +260,8 @@ class Course(BaseCallback):
     def _on_rollout_start(self) -> None:
         """Between two updates."""
         if self._returns:
-            self._bar.set_postfix(score=f"{np.mean(self._returns):.1f}", best=f"{self.best:.1f}")
+            best = {} if self.best is None else {"best": f"{self.best:.1f}"}
+            self._bar.set_postfix(score=f"{np.mean(self._returns):.1f}", **best)
         if self.num_timesteps - self._evaluated >= self.config.evaluate_every:
             self._evaluate()
         if self.num_timesteps - self._kept >= self.config.checkpoint_every:
@@ -283,7 +285,7 @@ class Course(BaseCallback):
         self._row(evaluated=mean, spread=spread)
         self.logger.record("eval/return", mean)
         self.logger.dump(self.num_timesteps)
-        if mean <= self.best:
+        if self.best is not None and mean <= self.best:
             return
         self.best = mean
         about = {

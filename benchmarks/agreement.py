@@ -56,7 +56,7 @@ def main(config: AgreementConfig) -> dict[str, float]:
         rows = items(store, "val", config.length)
         films = read(store, rows[spread(len(rows), config.sequences)])
     size = model.config.frame_size
-    shown = tuple(_shown(fit_canvas(film, size), seen, model.max_slots) for film in films)
+    shown = tuple(shown_by_teacher(fit_canvas(film, size), seen, model.max_slots) for film in films)
     found = run_tracks(model, Tracks("what the teacher follows", shown)).metrics()
     scores = {
         f"{name}_{rule}": round(float(found[f"{name}_{rule}"]), 4)
@@ -67,7 +67,7 @@ def main(config: AgreementConfig) -> dict[str, float]:
     return scores
 
 
-def _shown(film: np.ndarray, seen: Scenes, rows: int) -> TrackedSequence:
+def shown_by_teacher(film: np.ndarray, seen: Scenes, rows: int) -> TrackedSequence:
     """Take what the teacher follows for the truth."""
     boxes, ids = followed(film, seen, rows)
     kept = [names >= 0 for names in ids]

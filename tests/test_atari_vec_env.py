@@ -222,11 +222,21 @@ def test_a_lost_life_ends_the_episode_and_the_game_goes_on() -> None:
     # Without a hand on FIRE: it is pressed as every life begins.
     assert lives == [4, 3, 2, 1, 0]
     assert info["episode"]["r"] == returns
-    assert 4 * length - 4 < info["episode"]["l"] <= 4 * length + 1  # the FIRE at the beginning
+    assert 4 * length - 4 < info["episode"]["l"] <= 4 * length
     assert info["episode_frame_number"] == info["episode"]["l"]
     np.testing.assert_array_equal(shown, first)
     assert envs.reset_infos[0]["lives"] == 5
-    assert envs.reset_infos[0]["episode_frame_number"] == 1
+    assert envs.reset_infos[0]["episode_frame_number"] == 0
+
+
+def test_a_game_that_waits_for_fire_begins_also_with_sticky_actions() -> None:
+    """Of 16 games the press of a single frame would be swallowed in four."""
+    envs = AtariVecEnv(BREAKOUT, 16, screen_size=20, action_repeat_probability=0.25)
+    envs.reset()
+    lost = np.zeros(16, np.bool_)
+    for _ in range(60):
+        lost |= envs.step(np.zeros(16, np.int64))[2]
+    assert lost.all()
 
 
 def test_without_fire_reset_nobody_fires() -> None:
@@ -318,7 +328,7 @@ def test_ppo_learns_from_objects() -> None:
     before = [parameter.clone() for parameter in agent.policy.parameters()]
     agent.learn(32)
     assert any((a != b).any() for a, b in zip(before, agent.policy.parameters(), strict=True))
-    assert [info["l"] for info in agent.ep_info_buffer or []] == [40 + 1] * 2  # and FIRE
+    assert [info["l"] for info in agent.ep_info_buffer or []] == [40] * 2
 
 
 def test_ppo_learns_from_pixels() -> None:

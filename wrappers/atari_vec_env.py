@@ -48,13 +48,14 @@ class AtariVecEnv(VecEnv):
 
     Rewards, dones and infos are those of `make_atari_env`, but for these differences:
 
-    - A game begins with fewer than `noop_max` frames without action, and one of FIRE where the game
-      knows it; SB3 waits for 1 to `noop_max`, and then plays a step of FIRE and one of the action
-      2. So the beginnings agree with `noop_max=0` in games without FIRE.
+    - A game begins with fewer than `noop_max` frames without action; SB3 waits for 1 to `noop_max`.
+    - Where the game knows FIRE, it stands in for the agent's action in the first step of a game and
+      of a life. SB3 plays a step of FIRE and one of the action 2, unseen. So the beginnings agree
+      with `noop_max=0` in games without FIRE.
     - A lost life, with `terminal_on_life_loss`, ends the agent's episode, and the next step goes on
-      with the game, FIRE standing in for the agent's action; `terminal_observation` is then the
-      frame that the next episode begins with, and a stack keeps its frames. SB3 plays one step
-      without action, and those two, unseen, and gives their rewards away.
+      with the game; `terminal_observation` is then the frame that the next episode begins with, and
+      a stack keeps its frames. SB3 plays one step without action first, unseen, and gives the
+      rewards of what is unseen away.
     - `reset()` begins new games, also after a lost life.
     - Sticky actions and no-ops follow from the seed, but by other random numbers.
     - When a game is over its last frame is not drawn any more; the one before it is shown.
@@ -108,7 +109,8 @@ class AtariVecEnv(VecEnv):
             frame_skip: emulator frames a step; the action is repeated.
             terminal_on_life_loss: a lost life ends the episode, not the game.
             clip_reward: -1, 0 or 1 by the sign.
-            fire_reset: press FIRE when a game or, with `terminal_on_life_loss`, a life begins.
+            fire_reset: press FIRE in the first step of a game and, with `terminal_on_life_loss`, of
+                a life.
             action_repeat_probability: that an emulator frame repeats the last action instead.
             full_action_space: all 18 actions instead of those that the game knows.
             max_num_frames_per_episode: emulator frames after which a game is cut off.
@@ -140,7 +142,9 @@ class AtariVecEnv(VecEnv):
             # never see what comes after the first.
             life_loss_info=terminal_on_life_loss,
             reward_clipping=False,  # the returns of whole games are counted before it
-            use_fire_reset=fire_reset,
+            # ALE presses for one emulator frame, which a sticky action may swallow: a game that
+            # waits for it would never begin.
+            use_fire_reset=False,
             repeat_action_probability=action_repeat_probability,
             full_action_space=full_action_space,
             max_num_frames_per_episode=max_num_frames_per_episode,
@@ -156,8 +160,8 @@ class AtariVecEnv(VecEnv):
         self.spec = _single_spec(replace(game, kwargs={**game.kwargs, **chosen}), maxpool)
         self._clip = clip_reward
         known = self._envs.ale.get_action_set()
-        refire = fire_reset and terminal_on_life_loss and ale_py.Action.FIRE in known
-        self._fire: int | None = known.index(ale_py.Action.FIRE) if refire else None
+        fires = fire_reset and ale_py.Action.FIRE in known
+        self._fire: int | None = known.index(ale_py.Action.FIRE) if fires else None
         self._channels = 1 if grayscale else 3
         shape = (height, width, self._channels * stack_num)
         super().__init__(
@@ -170,8 +174,8 @@ class AtariVecEnv(VecEnv):
         self._returns = np.zeros(n_envs)
         self._lives: Array = np.zeros(n_envs, np.int32)
         self._begun: Array = np.zeros(n_envs, np.int32)
-        # Whose next step is the first of another life in the same game.
-        self._life_begins: npt.NDArray[np.bool_] = np.zeros(n_envs, np.bool_)
+        # Whose next step is the first of a game or a life.
+        self._begins: npt.NDArray[np.bool_] = np.ones(n_envs, np.bool_)
 
     def reset(self) -> npt.NDArray[np.uint8]:
         """Begin new games everywhere, from the seeds of `seed()` if it was called."""
@@ -181,7 +185,7 @@ class AtariVecEnv(VecEnv):
         self._frames = self._arrange(observations)
         self._lives, self._begun = told["lives"], _begun(told)
         self._returns[:] = 0
-        self._life_begins[:] = False
+        self._begins[:] = True
         self.reset_infos = _rows(told)
         self._reset_seeds()
         self._reset_options()
@@ -208,7 +212,7 @@ class AtariVecEnv(VecEnv):
         """Act everywhere; where a game is over the next one begins in the same step."""
         actions = self._actions
         if self._fire is not None:
-            actions = np.where(self._life_begins, self._fire, actions)
+            actions = np.where(self._begins, self._fire, actions)
         observations, points, terminated, truncated, told = self._envs.step(actions)
         self._frames = self._arrange(observations)
         rewards = points.astype(np.float32)
@@ -216,16 +220,16 @@ class AtariVecEnv(VecEnv):
         infos = _rows(told)
         for info, by_time, ended in zip(infos, truncated, terminated, strict=True):
             info["TimeLimit.truncated"] = bool(by_time and not ended)
-        dones = terminated | truncated
+        dones = self._begins = terminated | truncated
         begun = _begun(told)
-        self._life_begins = dones & (begun == self._begun)
+        lost = dones & (begun == self._begun)  # a life, and the game goes on
         if dones.any():
             final = self._arrange(told["final_obs"])  # of games that are over; the rest is waste
             for index in np.flatnonzero(dones).tolist():
                 self.reset_infos[index] = {name: infos[index][name] for name in _TOLD}
-                last = self._frames if self._life_begins[index] else final
+                last = self._frames if lost[index] else final
                 infos[index]["terminal_observation"] = last[index].copy()
-            for index in np.flatnonzero(dones & ~self._life_begins).tolist():
+            for index in np.flatnonzero(dones & ~lost).tolist():
                 lives = 0 if terminated[index] else int(self._lives[index])
                 infos[index] |= self._end_of_game(index, lives, int(begun[index]))
         self._lives, self._begun = told["lives"], begun

@@ -5,21 +5,19 @@ Letters: M measurements by the names of their contestants.
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
 from benchmarks import perception, training
+from benchmarks.markdown import NONE, machine, table
 from benchmarks.rounds import Effort, Timing, ratio
 
 Timings = Mapping[str, Timing]
-NONE = "—"
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _how(results: Results, effort: Effort, about: str, loads: Sequence[float]) -
     bare = f"{results.bare:.0f} MiB" if results.bare else "an unknown part"
     return "\n".join(
         [
-            f"- {datetime.now(UTC).date()}; {_machine()}; torch {torch.__version__}, Python "
+            f"- {datetime.now(UTC).date()}; {machine()}; torch {torch.__version__}, Python "
             f"{platform.python_version()}; load average {loads[0]:.1f} before and "
             f"{loads[1]:.1f} after, this run's own load of 1 included.",
             f"- {effort.threads} thread(s) for torch, OpenMP and OpenCV. CUDA device: {cuda}.",
@@ -129,15 +127,6 @@ def _how(results: Results, effort: Effort, about: str, loads: Sequence[float]) -
             "everything imported.",
         ]
     )
-
-
-def _machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def _bars(results: Results) -> str:
@@ -159,7 +148,7 @@ def _bars(results: Results) -> str:
             _verdict(factor >= 40),
         ],
     ]
-    return _table(["what", "asked", "measured", ""], rows)
+    return table(["what", "asked", "measured", ""], rows)
 
 
 def _verdict(holds: bool) -> str:
@@ -174,7 +163,7 @@ def _encode_table(results: Results) -> str:
             gpu = results.encode_cuda.get(batch, {}).get(name)
             rows.append([name, str(batch), *_costs(timing), _times(timing.cpu, fast), _gpu(gpu)])
     header = ["detector", "batch", "CPU-ms a frame", "wall-ms", "peak MiB", "times", "CUDA-ms"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _grid_table(results: Results) -> str:
@@ -186,7 +175,7 @@ def _grid_table(results: Results) -> str:
             cheaper = _times(dense.cpu, timing.cpu) if kind == "sparse" else NONE
             rows.append([f"{side} x {side}", kind, *_costs(timing), cheaper, _gpu(gpu)])
     header = ["cells", "", "CPU-ms an image", "wall-ms", "peak MiB", "cheaper", "CUDA-ms"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _part_table(results: Results) -> str:
@@ -213,7 +202,7 @@ def _part_table(results: Results) -> str:
         ]
         for name, words in described.items()
     ]
-    return _table(["", "CPU-ms an image", "wall-ms", "peak MiB", "cheaper", "CUDA-ms"], rows)
+    return table(["", "CPU-ms an image", "wall-ms", "peak MiB", "cheaper", "CUDA-ms"], rows)
 
 
 def _play_table(results: Results) -> str:
@@ -225,7 +214,7 @@ def _play_table(results: Results) -> str:
             kind = "with objects" if seen else "bare"
             rows.append([str(count), kind, f"{pace:,.0f}", *_costs(timing)])
     header = ["environments", "", "steps a second", "CPU-ms a step", "wall-ms", "peak MiB"]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _costs(timing: Timing) -> list[str]:
@@ -245,13 +234,3 @@ def _gpu(timing: Timing | None) -> str:
 def _number(value: float) -> str:
     """Write about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table, columns of numbers to the right."""
-    right = [
-        any(c.isdigit() for c in column[0][:1]) or column[0] == NONE
-        for column in zip(*rows, strict=True)
-    ]
-    rule = ["--:" if number else "---" for number in right]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])

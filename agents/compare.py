@@ -1,0 +1,175 @@
+"""Do objects help? Agents that see objects, pixels or the RAM, trained alike on several games.
+
+    python -m objrl.agents.compare --games Pong --steps 5e5 --minutes 120
+    python -m objrl.agents.compare --games Boxing Freeway SpaceInvaders Asterix --minutes 120
+
+Each agent is a run of `objrl train` by itself, with the same games, seeds, steps, clipping of
+rewards and evaluations. What is finished is left alone, what the clock or Ctrl-C cut off goes on
+where it was. `python -m benchmarks.agents` writes tables and curves of what is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Literal
+
+from objrl.agents.agent import AGENT
+from objrl.agents.train import CHECKPOINT, CURVE
+from objrl.weights import WEIGHTS
+from objrl.wrappers.choose import game_of
+
+Kind = Literal["space", "scalor", "ram", "pixels"]
+KINDS: tuple[Kind, ...] = ("space", "scalor", "ram", "pixels")
+"""What an agent sees: slots of shipped weights, the RAM's objects, or pixels (NatureCNN)."""
+
+STOPPED = 130
+"""How a run ends that was asked to stop and has kept its checkpoint."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Train agents that see the same games in different ways."""
+
+    games: tuple[str, ...] = ("Pong", "Boxing", "Freeway", "SpaceInvaders", "Asterix")
+    """In ALE's spelling, without ALE/ and -v5."""
+    kinds: tuple[Kind, ...] = KINDS
+    """What the agents see; games without weights of a kind are left out."""
+    algo: Literal["ppo", "dqn"] = "ppo"
+    """Algorithm."""
+    steps: float = 2e5
+    """Actions of each agent."""
+    seeds: int = 2
+    """Agents of each kind and game, with the seeds 0, 1, …"""
+    workers: int = 2
+    """Agents trained at once, one thread each."""
+    minutes: float = 0.0
+    """Wall time after which all are stopped, to go on another time; 0 for none."""
+    out: Path = Path("runs/agents")
+    """Folder of the runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One agent of the comparison.
+
+    Attributes:
+        game: in ALE's spelling.
+        kind: what it sees.
+        algo: how it learns.
+        seed: of game and agent.
+        steps: its actions.
+        folder: of its files.
+    """
+
+    game: str
+    kind: Kind
+    algo: str
+    seed: int
+    steps: int
+    folder: Path
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has done all its steps, and was evaluated after them."""
+        path = self.folder / CURVE
+        if not ((self.folder / AGENT).exists() and path.exists()):
+            return False
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["evaluated"]]
+        return bool(rows) and int(rows[-1]["steps"]) >= self.steps
+
+    def command(self) -> list[str]:
+        """Return what to type for it."""
+        words = ["--env", f"ALE/{self.game}-v5", "--algo", self.algo, "--seed", str(self.seed)]
+        words += ["--steps", str(self.steps), "--threads", "1", "--no-video"]
+        if self.kind in ("ram", "pixels"):
+            words += ["--obs", self.kind]
+        else:
+            words += ["--obs", "slots", "--weights", _weights(self.kind, self.game)]
+        words += ["--out", str(self.folder)]
+        words += ["--resume"] if (self.folder / CHECKPOINT).exists() else []
+        return [sys.executable, "-m", "objrl.cli", "train", *words]
+
+
+def plan(config: CompareConfig) -> list[Run]:
+    """Return the runs, those of one seed together, so that what is cut off is comparable.
+
+    Raises:
+        ValueError: a bad number.
+    """
+    for name in ("steps", "seeds", "workers"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    return [
+        Run(
+            *(game, kind, config.algo, seed, int(config.steps)),
+            config.out / f"{game}-{kind}-{config.algo}-{int(config.steps)}-{seed}",
+        )
+        for seed in range(config.seeds)
+        for game in config.games
+        for kind in config.kinds
+        if kind in ("ram", "pixels") or _weights(kind, game) in WEIGHTS
+    ]
+
+
+def compare(config: CompareConfig) -> list[Run]:
+    """Train what is not trained yet, until the time is over; return the runs that failed."""
+    runs = plan(config)
+    until = time.monotonic() + 60 * config.minutes if config.minutes else None
+    over = Event()
+    with ThreadPoolExecutor(config.workers) as pool:
+        try:
+            codes = list(pool.map(lambda run: _train(run, until, over), runs))
+        except KeyboardInterrupt:
+            over.set()  # the workers see it, and stop their runs
+            raise
+    failed = [run for run, code in zip(runs, codes, strict=True) if code not in (0, STOPPED)]
+    _report(runs, failed)
+    return failed
+
+
+def _weights(kind: Kind, game: str) -> str:
+    return f"{kind}-{game_of(f'ALE/{game}-v5')}"
+
+
+def _train(run: Run, until: float | None, over: Event) -> int:
+    """Train one agent to its end or until the time is over; return how its process ended."""
+
+    def time_is_up() -> bool:
+        return over.is_set() or (until is not None and time.monotonic() > until)
+
+    if run.ended:
+        return 0
+    if time_is_up():
+        return STOPPED
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{run.folder}.log").open("a") as log:
+        process = subprocess.Popen(run.command(), stdout=log, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            if time_is_up():
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                return STOPPED
+            time.sleep(1)
+    return process.returncode
+
+
+def _report(runs: Sequence[Run], failed: Sequence[Run]) -> None:
+    for run in runs:
+        state = "failed, see its .log" if run in failed else "ended" if run.ended else "not ended"
+        print(f"{run.folder}: {state}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(bool(compare(tyro.cli(CompareConfig))))

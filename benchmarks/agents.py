@@ -1,0 +1,359 @@
+"""Do objects help? Tables and learning curves of what `objrl.agents.compare` has trained.
+
+    .venv/bin/python -m benchmarks.agents    # docs/agents/*.csv and *.png, docs/agents.md
+
+Reads the folders of runs/agents, keeps what they say in docs/agents/curves.csv (runs that are no
+longer there keep their rows), and writes the page anew.
+
+Letters: S seeds, G games.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import tyro
+from scipy.stats import trim_mean
+
+from benchmarks.markdown import NONE, machine, table
+from objrl.agents.compare import KINDS
+from objrl.agents.envs import make_envs
+from objrl.agents.train import CURVE
+from objrl.atomic import replacing, write_atomically
+
+Floats = npt.NDArray[np.float64]
+
+HUMAN = {
+    **{"Pong": 14.6, "Boxing": 12.1, "Freeway": 29.6, "SpaceInvaders": 1668.7},
+    "Asterix": 8503.3,
+}
+"""Returns of a human tester (Wang et al. 2016, arXiv 1511.06581, table 2)."""
+
+NAMES = {
+    "space": "slots of SPACE",
+    "scalor": "slots of SCALOR",
+    "ram": "objects of the RAM",
+    "pixels": "pixels",
+}
+COLOURS = {"space": "tab:blue", "scalor": "tab:green", "ram": "tab:orange", "pixels": "tab:gray"}
+RUN = re.compile(rf"(\w+)-({'|'.join(KINDS)})-(\w+)-(\d+)-(\d+)")
+COLUMNS = (
+    *("game", "kind", "algo", "budget", "seed", "steps", "games", "score", "evaluated", "spread"),
+    *("wall_seconds", "cpu_seconds"),
+)
+
+
+@dataclass(frozen=True)
+class AgentsConfig:
+    """Write the page about agents."""
+
+    runs: Path = Path("runs/agents")
+    """Folder of the runs of `objrl.agents.compare`."""
+    out: Path = Path("docs/agents.md")
+    """The page; its figures go beside it, into a folder of its name."""
+    random_games: int = 30
+    """How many games are played at random, where that was not done yet."""
+
+
+class Group(NamedTuple):
+    """Runs that are to be compared with each other."""
+
+    algo: str
+    budget: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run's curve.csv says.
+
+    Attributes:
+        game: in ALE's spelling.
+        kind: what the agent saw; or random.
+        group: algorithm and steps.
+        seed: of it.
+        rows: of the file.
+    """
+
+    game: str
+    kind: str
+    group: Group
+    seed: int
+    rows: tuple[dict[str, str], ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps were done."""
+        return int(self.rows[-1]["steps"]) >= self.group.budget
+
+    def at(self, steps: float, column: str = "score") -> float:
+        """Return what a column says by then: its last entry up to there, NaN where none is."""
+        found = [row[column] for row in self.rows if row[column] and int(row["steps"]) <= steps]
+        return float(found[-1]) if found else np.nan
+
+
+def main(config: AgentsConfig) -> str:
+    """Write and return the page."""
+    folder = config.out.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = {_key(c): c for c in [*_kept(folder / "curves.csv"), *_found(config.runs)]}
+    for game in sorted({curve.game for curve in curves.values()}):
+        chance = Curve(game, "random", Group("random", 0), 0, ())
+        if _key(chance) not in curves:
+            curves[_key(chance)] = _play_at_random(chance, config.random_games)
+    ordered = [curves[key] for key in sorted(curves)]
+    write_atomically(folder / "curves.csv", _text(ordered).encode())
+    groups = sorted({c.group for c in ordered if c.kind != "random"})
+    for group in groups:
+        _draw([c for c in ordered if c.group == group], folder / f"{_name(group)}.png")
+    page = _page(ordered, groups)
+    write_atomically(config.out, page.encode())
+    return page
+
+
+def interquartile_mean(scores: Floats, draws: int = 2000) -> tuple[float, float, float]:
+    """(S, G) -> the mean of the middle half, and its 95 % interval.
+
+    Agarwal et al. 2021 (arXiv 2108.13264): runs are drawn anew within each game, not games.
+    """
+    rng = np.random.default_rng(0)
+    seeds, games = scores.shape
+    chosen = rng.integers(0, seeds, (draws, seeds, games))
+    again = trim_mean(scores[chosen, np.arange(games)].reshape(draws, -1), 0.25, axis=1)
+    low, high = np.percentile(again, (2.5, 97.5))
+    return float(trim_mean(scores.ravel(), 0.25)), float(low), float(high)
+
+
+def _key(curve: Curve) -> tuple[Group, str, str, int]:
+    return curve.group, curve.game, curve.kind, curve.seed
+
+
+def _name(group: Group) -> str:
+    return f"{group.algo}-{group.budget}"
+
+
+def _found(runs: Path) -> list[Curve]:
+    """Read the runs of a folder."""
+    curves = []
+    for path in sorted(runs.glob(f"*/{CURVE}")):
+        named = RUN.fullmatch(path.parent.name)
+        rows = _rows(path)
+        if named and rows:
+            game, kind, algo, budget, seed = named.groups()
+            curves.append(Curve(game, kind, Group(algo, int(budget)), int(seed), tuple(rows)))
+    return curves
+
+
+def _kept(path: Path) -> list[Curve]:
+    """Read what an earlier page was made of."""
+    curves: dict[tuple[Group, str, str, int], Curve] = {}
+    for row in _rows(path) if path.exists() else []:
+        group = Group(row["algo"], int(row["budget"]))
+        empty = Curve(row["game"], row["kind"], group, int(row["seed"]), ())
+        before = curves.get(_key(empty), empty)
+        curves[_key(empty)] = Curve(*_fields(empty), (*before.rows, row))
+    return list(curves.values())
+
+
+def _fields(curve: Curve) -> tuple[str, str, Group, int]:
+    return curve.game, curve.kind, curve.group, curve.seed
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _text(curves: Iterable[Curve]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for curve in curves:
+        game, kind, group, seed = _fields(curve)
+        names = {"game": game, "kind": kind, "algo": group.algo, "budget": group.budget}
+        for row in curve.rows:
+            writer.writerow({**row, **names, "seed": seed})
+    return text.getvalue()
+
+
+def _play_at_random(chance: Curve, games: int) -> Curve:
+    """Play with actions drawn at random; true returns."""
+    envs = make_envs(f"ALE/{chance.game}-v5", "pixels", 8, learning=False, seed=2**20)
+    rng = np.random.default_rng(0)
+    envs.reset()
+    returns: list[float] = []
+    # The first to end are the shortest: each environment gives as many.
+    counts = np.zeros(8, int)
+    share = -(-games // 8)
+    while counts.min() < share:
+        _, _, _, infos = envs.step(rng.integers(0, envs.action_space.n, 8))  # type: ignore[attr-defined]
+        for index, info in enumerate(infos):
+            if "episode" in info and counts[index] < share:
+                counts[index] += 1
+                returns.append(info["episode"]["r"])
+    envs.close()
+    score = {"score": str(np.mean(returns)), "evaluated": str(np.mean(returns))}
+    row = {"steps": "0", "games": str(len(returns)), **score, "spread": str(np.std(returns))}
+    empty = dict.fromkeys(("wall_seconds", "cpu_seconds"), "")
+    return Curve(*_fields(chance), ({**row, **empty},))
+
+
+def _draw(curves: Sequence[Curve], path: Path) -> None:
+    """Draw the training returns over steps, a panel a game: mean of the seeds and their range."""
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    games = sorted({curve.game for curve in curves})
+    figure, axes = plt.subplots(
+        1, len(games), figsize=(1 + 4 * len(games), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, game in zip(axes[0], games, strict=True):
+        for kind in KINDS:
+            mine = [c for c in curves if (c.game, c.kind) == (game, kind)]
+            if not mine:
+                continue
+            last = min(int(c.rows[-1]["steps"]) for c in mine)
+            steps = np.linspace(0, last, 60)[1:]
+            scores = np.array([[c.at(step) for step in steps] for c in mine])
+            shown = ~np.isnan(scores).any(0)
+            axis.plot(
+                steps[shown], scores[:, shown].mean(0), color=COLOURS[kind], label=NAMES[kind]
+            )
+            axis.fill_between(
+                steps[shown],
+                scores[:, shown].min(0),
+                scores[:, shown].max(0),
+                color=COLOURS[kind],
+                alpha=0.2,
+                linewidth=0,
+            )
+        axis.set(title=game, xlabel="actions")
+    axes[0, 0].set_ylabel("return, last 100 games")
+    axes[0, 0].legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    plt.close(figure)
+
+
+def _page(curves: Sequence[Curve], groups: Sequence[Group]) -> str:
+    chance = {c.game: c for c in curves if c.kind == "random"}
+    lines = [
+        "# Do objects help an agent?",
+        "",
+        "Written by `python -m benchmarks.agents` from the runs of `python -m "
+        f"objrl.agents.compare`; do not edit by hand. {machine()}",
+        "",
+        "- Everybody plays ALE's v5 games (four frames an action, a quarter of the actions "
+        "repeated), learns from clipped rewards and lost lives, and is scored by whole games and "
+        "true returns. Kinds differ in what is seen alone: slots of the shipped weights and the "
+        "RAM's objects through the same extractor and hyperparameters, ours; four grey frames of "
+        "84 x 84 through NatureCNN with the RL Zoo's.",
+        "- *Learning* is the mean return of the last 100 games that an agent learnt from, at a "
+        "quarter, half and all of its actions. *Evaluated* is the last evaluation, ten games with "
+        "the likeliest actions; *best* the best of all evaluations, which is biased upwards, and "
+        "what `agent.safetensors` holds. Means over the seeds, ± half their range.",
+        "- CPU and wall seconds are those of learning, one thread an agent, on a machine that did "
+        "other things beside; they tell orders of magnitude.",
+        "",
+    ]
+    for group in groups:
+        mine = [c for c in curves if c.group == group]
+        lines += [f"## {group.algo.upper()}, {group.budget:,} actions", ""]
+        lines += [f"![learning curves](agents/{_name(group)}.png)", ""]
+        header = ["game", "sees", "seeds", "learning, 1/4", "1/2", "all", "evaluated", "best"]
+        lines += [table([*header, "CPU-s", "wall-s"], _cells(mine, chance)), ""]
+        lines += [*_summary(mine, chance), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cells(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[list[str]]:
+    rows = []
+    for game in sorted({c.game for c in curves}):
+        for kind in KINDS:
+            mine = [c for c in curves if (c.game, c.kind) == (game, kind)]
+            if not mine:
+                continue
+            budget = mine[0].group.budget
+            ended = [c for c in mine if c.ended]
+            learning = [
+                _spread([c.at(budget * part) for c in (ended if part == 1 else mine)])
+                for part in (0.25, 0.5, 1)
+            ]
+            cost = [
+                _mean([c.at(budget, n) for c in ended]) for n in ("cpu_seconds", "wall_seconds")
+            ]
+            rows.append(
+                [
+                    *(game, NAMES[kind], _seeds(mine, ended), *learning),
+                    _spread([c.at(budget, "evaluated") for c in ended]),
+                    _spread([max(_evaluations(c)) for c in ended]),
+                    *cost,
+                ]
+            )
+        random = chance[game].at(0)
+        rows.append([game, "random", NONE, NONE, NONE, f"{random:.1f}", NONE, NONE, NONE, NONE])
+    return rows
+
+
+def _seeds(runs: Sequence[Curve], ended: Sequence[Curve]) -> str:
+    cut = len(runs) - len(ended)
+    return f"{len(ended)}" + (f" (and {cut} under way)" if cut else "")
+
+
+def _evaluations(curve: Curve) -> list[float]:
+    return [float(row["evaluated"]) for row in curve.rows if row["evaluated"]]
+
+
+def _summary(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[str]:
+    """Return the interquartile means, of games and seeds that all kinds have ended."""
+    lines = []
+    kinds = [kind for kind in KINDS if any(c.kind == kind for c in curves)]
+    done = {
+        kind: {(c.game, c.seed): c for c in curves if c.kind == kind and c.ended} for kind in kinds
+    }
+    common = set.intersection(*(set(runs) for runs in done.values()))
+    seeds = sorted({seed for _, seed in common})
+    games = [g for g in sorted({g for g, _ in common}) if all((g, s) in common for s in seeds)]
+    if not games:
+        return ["No game has runs of all kinds that have ended yet."]
+    for kind in kinds:
+        scores = np.array(
+            [[_human_share(done[kind][g, s], chance[g]) for g in games] for s in seeds]
+        )
+        middle, low, high = interquartile_mean(scores)
+        lines.append(f"| {NAMES[kind]} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+    about = (
+        f"Share of the way from random to human returns (Wang et al. 2016), learning, all actions: "
+        f"interquartile mean over {', '.join(games)} and {len(seeds)} seeds, and its 95 % interval "
+        "(Agarwal et al. 2021):"
+    )
+    return [about, "", "| sees | mean | interval |", "|---|--:|--:|", *lines]
+
+
+def _human_share(curve: Curve, chance: Curve) -> float:
+    low = chance.at(0)
+    return (curve.at(curve.group.budget) - low) / (HUMAN[curve.game] - low)
+
+
+def _spread(values: Sequence[float]) -> str:
+    known = [v for v in values if not np.isnan(v)]
+    if not known:
+        return NONE
+    half = (max(known) - min(known)) / 2
+    return f"{np.mean(known):.1f}" + (f" ± {half:.1f}" if len(known) > 1 else "")
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):,.0f}" if values else NONE
+
+
+if __name__ == "__main__":
+    print(main(tyro.cli(AgentsConfig)))

@@ -4,18 +4,13 @@ It is the baseline that learnt objects must come near to: people found out, game
 the console's memory things are, and `RamSlots` hands their findings (OCAtari's) to an agent in the
 form of `objrl.ObjectSlots`. OCAtari is no dependency; the error says how to get it.
 
-Letters: K slots, D classes, N objects that are there.
+Letters: K slots, D classes.
 
 References: Delfosse et al. 2023, OCAtari, arXiv 2306.08649.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -28,126 +23,11 @@ from gymnasium.core import ActType, RenderFrame
 from gymnasium.utils import RecordConstructorArgs
 
 from objrl.slots import NO_TRACK, Slots
-from objrl.wrappers.ram_reader import INSTALL, LEAP
+from objrl.wrappers.ram_reader import LEAP, RamObjects
 from objrl.wrappers.spaces import Array, Observation, annotate, make_layout
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-
-
-class RamObjects:
-    """OCAtari's reading of one environment's RAM, with a memory of its own.
-
-    Several games have notes on the last step in variables of their module, shared by all
-    environments of a process: alone, Assault, Carnival, Centipede, Hero, Pooyan and Qbert tell
-    other objects than beside a second one. So each reader has a module of its own, and a fresh one
-    in every episode.
-
-    Attributes:
-        classes: (D,) names of what there may be, in a fixed order.
-        rows: K, the places of OCAtari's list.
-    """
-
-    def __init__(self, game: str, hud: bool = False) -> None:
-        """Find the functions for a game.
-
-        Args:
-            game: its name in ALE, e.g. space_invaders.
-            hud: whether to read the score, lives and the like as well.
-
-        Raises:
-            ImportError: OCAtari or what it imports is not installed.
-            ValueError: OCAtari does not know the game, knows no object of it, or fails on it.
-        """
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        try:
-            self._functions: Any = importlib.import_module("ocatari.ram.extract_ram_info")
-        except ImportError as problem:
-            raise ImportError(f"OCAtari cannot be imported ({problem}): {INSTALL}") from problem
-        self._game, self._hud = game.replace("_", ""), hud
-        self._name = f"ocatari.ram.{self._game}"
-        if not _reads_ram(sys.modules.get(self._name)):
-            raise _unknown(game)
-        self.begin()
-        table, self.classes = _table(self._module, hud)
-        self._index = {name: index for index, name in enumerate(self.classes)}
-        # Some games' lists are longer than their tables say, others begin short and grow.
-        self.rows = max(sum(table.values()), len(self._objects))
-        if not self.rows:
-            raise ValueError(f"env: OCAtari knows no objects of {game!r}; take another game")
-
-    def begin(self) -> None:
-        """Forget what was: an episode begins."""
-        spec: Any = sys.modules[self._name].__spec__
-        self._module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self._module)
-        self._objects: Any = self._call("init_objects", self._game, self._hud)
-
-    def read(self, ram: npt.NDArray[np.uint8]) -> Integers:
-        """Return the objects that are there: (N, 6) place, class, x, y, width, height in pixels.
-
-        To be called once after every step, for some are told by what changed since the last.
-
-        Args:
-            ram: (128,) uint8, as ALE has it.
-
-        Raises:
-            ValueError: OCAtari fails on this game.
-        """
-        # As uint8 its sums would wrap around on numpy 2.
-        wide = ram.astype(np.int64)
-        self._call("detect_objects_ram", self._objects, wide, self._game, self._hud)
-        found = [
-            (place, self._index[thing.category], *thing.xywh)
-            for place, thing in enumerate(self._objects[: self.rows])
-            if thing is not None and thing.visible and thing.category in self._index
-        ]
-        return np.array(found, np.int64).reshape(-1, 6)
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """Call one of OCAtari's functions; it finds this reader's module where it looks for it."""
-        shared = sys.modules[self._name]
-        sys.modules[self._name] = self._module
-        try:
-            return getattr(self._functions, name)(*arguments)
-        except Exception as problem:  # every game has code, and faults, of its own
-            raise ValueError(
-                f"env: OCAtari fails on {self._game!r} ({problem!r}), a fault of its own; "
-                "docs/truth.md names the games in which that is known"
-            ) from problem
-        finally:
-            sys.modules[self._name] = shared
-
-
-def _reads_ram(module: Any) -> bool:
-    return hasattr(module, "_detect_objects_ram")
-
-
-def _unknown(game: str) -> ValueError:
-    """Return the error for a game that OCAtari has not, with those whose names are like its."""
-    known = {name.rpartition(".")[2] for name, module in sys.modules.items() if _reads_ram(module)}
-    near = difflib.get_close_matches(game.replace("_", ""), sorted(known), n=3)
-    return ValueError(
-        f"env: expected a game that OCAtari can read from RAM, got {game!r}; "
-        f"it knows {' and '.join(near) or 'none of a name like that'}, and {len(known)} in all"
-    )
-
-
-def _table(module: Any, hud: bool) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return how many there may be of each class, and the names of all classes.
-
-    Where the table leaves out what its game shows, classes follow that the module defines.
-    """
-    scene: dict[str, int] = getattr(module, "MAX_NB_OBJECTS", {})
-    everything: dict[str, int] = getattr(module, "MAX_NB_OBJECTS_HUD", scene)
-    table = everything if hud else scene
-    others = (
-        name
-        for name, kind in vars(module).items()
-        if getattr(kind, "__module__", None) == module.__name__ and hasattr(kind, "category")
-    )
-    scenic = (name for name in others if name not in everything and not name.startswith("_"))
-    return table, tuple(dict.fromkeys((*table, *scenic)))
 
 
 @dataclass(frozen=True)

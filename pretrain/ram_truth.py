@@ -97,7 +97,7 @@ def make_truth(config: TruthConfig) -> Path:
     _check(config)
     spec = find_spec(config.env)
     game = _game_name(spec)
-    reader = RamReader(game)
+    reader = RamReader(spec.kwargs["game"])
     with _make(spec, config.last_two) as env:
         if (env.observation_space.shape or ())[2:] != (3,):
             raise ValueError(
@@ -190,7 +190,7 @@ def _play(env: gym.Env[Any, Any], policy: Policy, reader: RamReader, seed: int) 
         action = policy(frame[None], np.array([begins])).item()
         frame, _, terminated, truncated, _ = env.step(action)
         atari: Any = env.unwrapped
-        things = reader.read(atari.ale.getRAM().astype(np.int64))
+        things = reader.read(atari.ale.getRAM())
         begins = terminated or truncated
         yield Step(frame, *things, begins)
         if begins:
@@ -258,7 +258,7 @@ def _is_drawn(colours: npt.NDArray[np.int64], thing: Thing) -> bool:
 
 
 def _game_name(spec: EnvSpec) -> str:
-    """Return a game's name as OCAtari and the ids of v5 spell it: space_invaders, SpaceInvaders."""
+    """Return a game's name as the ids of v5 spell it: SpaceInvaders for space_invaders."""
     if spec.entry_point != "ale_py.env:AtariEnv":
         raise ValueError(f"env: expected an Atari game of ALE, got {spec.id}; others have no RAM")
     return "".join(word.capitalize() for word in spec.kwargs["game"].split("_"))

@@ -371,7 +371,7 @@ def test_games_that_ocatari_cannot_read_are_refused() -> None:
         ram_slots("Pitfall2")
     with pytest.raises(ValueError, match="no objects of 'robotank'"):
         ram_slots("Robotank")
-    with pytest.raises(ValueError, match=r"OCAtari fails on 'airraid' \(TypeError"):
+    with pytest.raises(ValueError, match=r"OCAtari fails on 'air_raid' \(TypeError"):
         ram_slots("AirRaid").reset()
 
 

@@ -6,8 +6,10 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -19,11 +21,15 @@ from objrl import cli
 from objrl.pretrain.ram_truth import OPENING, TRIES, TruthConfig, make_truth, sort_out
 from objrl.pretrain.tracks import read_tracks
 from objrl.pretrain.truth import read_truth
-from objrl.wrappers.ram_reader import INSTALL, RamReader, Thing
+from objrl.wrappers.ram_reader import INSTALL, RamObjects, RamReader, Thing
 from tests.helpers import MOVING_SQUARES, STILL_PONG
 from tests.test_policies import save_agent
 
 FUNCTIONS = "ocatari.ram.extract_ram_info"
+MODULE = "ocatari.ram.pong"
+needs_ocatari = pytest.mark.skipif(
+    importlib.util.find_spec("ocatari") is None, reason="needs OCAtari"
+)
 SHORT_PONG = "objrl-test/ShortPong-v0"
 """Pong that is cut after 30 steps."""
 gym.register(
@@ -43,11 +49,11 @@ class Known:
     visible: bool = True
 
 
-class Extractor:
+class Extractor(Loader):
     """Stands in for OCAtari's functions: it knows Pong, and there always sees the same things.
 
     They are, unless `scenes` tells others step by step, the upper wall, something where Pong shows
-    nothing, and, of the HUD, a score.
+    nothing, and, of the HUD, a score. Pong's module says that there is no more than a wall.
     """
 
     SCENE = (
@@ -64,9 +70,12 @@ class Extractor:
         self.failure: BaseException | None = None
         self.scenes: Iterator[Sequence[Known | None]] | None = None
 
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(MAX_NB_OBJECTS={"Wall": 1}, _detect_objects_ram=None, steps=0)
+
     def init_objects(self, game: str, hud: bool) -> list[Known | None]:
-        if game != "Pong":
-            raise KeyError(f"Game module does not exist: {game}")
+        assert game == "pong"
+        assert sys.modules[MODULE].steps == 0  # a module that nobody has used yet
         self.begun += 1
         return []
 
@@ -75,7 +84,8 @@ class Extractor:
     ) -> None:
         assert ram.shape == (128,)
         assert ram.dtype == np.int64  # as uint8 its sums wrap around on numpy 2
-        assert game == "Pong"
+        assert game == "pong"
+        vars(sys.modules[MODULE])["steps"] += 1
         self.read += 1
         if self.failure is not None and self.read > 20:
             raise self.failure
@@ -90,7 +100,12 @@ def extractor(monkeypatch: pytest.MonkeyPatch) -> Extractor:
     functions = SimpleNamespace(
         init_objects=fake.init_objects, detect_objects_ram=fake.detect_objects_ram
     )
+    for name in [name for name in sys.modules if name.startswith("ocatari.")]:
+        monkeypatch.delitem(sys.modules, name)  # the real ones, where other tests needed them
     monkeypatch.setitem(sys.modules, FUNCTIONS, functions)
+    module = importlib.util.module_from_spec(ModuleSpec(MODULE, fake))
+    fake.exec_module(module)
+    monkeypatch.setitem(sys.modules, MODULE, module)
     return fake
 
 
@@ -175,6 +190,15 @@ def test_every_episode_is_read_afresh(extractor: Extractor, config: TruthConfig)
     assert extractor.begun == 2 * 3  # up to step 90, which is kept although it ends an episode
 
 
+def test_each_reading_has_a_module_of_its_own(extractor: Extractor) -> None:
+    ours, other = RamReader("pong"), RamReader("pong")
+    for reader in (ours, other):
+        reader.read(np.zeros(128, np.uint8))
+    assert sys.modules[MODULE].steps == 0  # OCAtari's own was never used
+    ours.begin()
+    assert extractor.begun == 2 * 3
+
+
 def test_an_agent_can_play(extractor: Extractor, config: TruthConfig) -> None:
     agent = config.out.with_suffix(".zip")
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -212,17 +236,17 @@ def test_what_is_in_one_place_of_the_list_is_one_object_unless_it_leaps(
     scenes: list[Known | None], expected: list[int], extractor: Extractor
 ) -> None:
     extractor.scenes = iter([[scene] for scene in scenes])
-    reader = RamReader("Pong")
-    found = [reader.read(np.zeros(128, np.int64))[0] for _ in scenes]
+    reader = RamReader("pong")
+    found = [reader.read(np.zeros(128, np.uint8))[0] for _ in scenes]
     assert [thing.identity for things in found for thing in things] == expected
 
 
 def test_places_are_told_apart_and_no_identity_outlives_an_episode(extractor: Extractor) -> None:
     extractor.scenes = iter([[at(10), at(12)], [GONE, at(10)], [at(10), at(12)]])
-    reader = RamReader("Pong")
-    found = [reader.read(np.zeros(128, np.int64))[0] for _ in range(2)]
+    reader = RamReader("pong")
+    found = [reader.read(np.zeros(128, np.uint8))[0] for _ in range(2)]
     reader.begin()
-    found.append(reader.read(np.zeros(128, np.int64))[0])
+    found.append(reader.read(np.zeros(128, np.uint8))[0])
     assert [[thing.identity for thing in things] for things in found] == [[0, 1], [1], [2, 3]]
 
 
@@ -309,7 +333,8 @@ def test_what_to_install_is_told(
         ({"epsilon": 1.5}, "epsilon: expected a probability"),
         ({"env": "ALE/Pongg-v5"}, "did you mean ALE/Pong-v5"),
         ({"env": MOVING_SQUARES}, "expected an Atari game of ALE"),
-        ({"env": "ALE/SpaceInvaders-v5"}, "OCAtari can read from RAM, got 'SpaceInvaders'"),
+        ({"env": "ALE/SpaceInvaders-v5"}, "can read from RAM, got 'space_invaders'; it knows none"),
+        ({"env": "ALE/Pooyan-v5"}, "can read from RAM, got 'pooyan'; it knows pong, and 1 in all"),
     ],
 )
 def test_bad_wishes_are_refused(
@@ -324,7 +349,7 @@ def test_faults_of_an_extractor_are_named(
     extractor: Extractor, config: TruthConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor.failure = IndexError("list index out of range")
-    with pytest.raises(ValueError, match=r"OCAtari fails on Pong \(IndexError"):
+    with pytest.raises(ValueError, match=r"OCAtari fails on 'pong' \(IndexError"):
         make_truth(config)
     monkeypatch.setattr(extractor, "failure", None)
     monkeypatch.setattr(Extractor, "SCENE", ())
@@ -332,7 +357,7 @@ def test_faults_of_an_extractor_are_named(
         make_truth(config)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ocatari") is None, reason="needs OCAtari")
+@needs_ocatari
 def test_boxes_of_pong_are_those_that_were_looked_at(config: TruthConfig) -> None:
     make_truth(TruthConfig("ALE/Pong-v5", config.out, frames=4, seed=1234))
     with np.load(config.out) as arrays:
@@ -345,3 +370,25 @@ def test_boxes_of_pong_are_those_that_were_looked_at(config: TruthConfig) -> Non
         ]
         score = ([116, 1, 12, 20], [36, 1, 12, 20])
         assert arrays["ignore"].tolist() == [[i, *box] for i in range(4) for box in score]
+
+
+@needs_ocatari
+def test_neither_the_other_list_nor_another_reader_disturbs_a_reading() -> None:
+    env: Any = gym.make("ALE/Qbert-v5")
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    rams = []
+    for _ in range(180):
+        env.step(env.action_space.sample())
+        rams.append(env.unwrapped.ale.getRAM())
+    scene, everything = (
+        [list(alone.things(ram).values()) for ram in rams]
+        for alone in (RamObjects("qbert"), RamObjects("qbert", hud=True))
+    )
+    # Qbert's module has notes on where balls were: read twice a step, it told others from 130 on.
+    assert sum(thing.name == "PurpleBall" for things in scene[130:] for thing in things) > 10
+    readers = RamReader("qbert"), RamReader("qbert")
+    for ram, *expected in zip(rams, scene, everything, strict=True):
+        for reader in readers:
+            told, all_told = reader.read(ram)
+            assert [[thing._replace(identity=0) for thing in told], all_told] == expected

@@ -52,10 +52,11 @@ def main(config: AgreementConfig) -> dict[str, float]:
     if not isinstance(model, Scalor):
         raise ValueError(f"weights: expected a SCALOR's, got {config.weights!r}")
     with FrameStore(config.data) as store:
-        seen = look(next(by_game(store))).seen  # what the training looked at
+        looked_at = next(by_game(store))  # as the training does
         rows = items(store, "val", config.length)
         films = read(store, rows[spread(len(rows), config.sequences)])
     size = model.config.frame_size
+    seen = look(fit_canvas(looked_at, size)).seen
     shown = tuple(shown_by_teacher(fit_canvas(film, size), seen, model.max_slots) for film in films)
     found = run_tracks(model, Tracks("what the teacher follows", shown)).metrics()
     scores = {

@@ -93,10 +93,11 @@ class ScalorTask(nn.Module):
         for b in range(batch):
             pieces, ids = followed(sized[b], self.found.seen, rows)
             for t, (boxes, names) in enumerate(zip(pieces, ids, strict=True)):
-                cells, where, which = blobs_by_cell(boxes, config, self.recipe.margin)
-                n = len(which)
-                track[b, t, :n] = torch.from_numpy(names)[which]
-                cell[b, t, :n], z_where[b, t, :n] = cells, where
+                n = len(boxes)
+                track[b, t, :n] = torch.from_numpy(names)
+                # Who has no cell cannot be proposed, but followed.
+                shown = blobs_by_cell(boxes, config, self.recipe.margin)
+                cell[b, t, :n], z_where[b, t, :n] = shown
                 weight[b, t, cells_within(boxes, config), 0] = self.recipe.split_weight
         return Sequences(torch.from_numpy(sized), track, z_where, cell, weight)
 

@@ -117,7 +117,8 @@ class SpaceTask(nn.Module):
                 # Things of one hue run together and make no piece: how many, the ELBO must say.
                 shown |= seen.scenery.differs(frame) > 0
                 weight[b, at_centres(shown & (labels == 0), config), 0] = 0
-            cell, where, _ = blobs_by_cell(boxes, config, self.recipe.margin)
+            cell, where = blobs_by_cell(boxes, config, self.recipe.margin)
+            cell, where = cell[cell >= 0], where[cell >= 0]
             presence[b, cell, 0] = 1
             weight[b, cells_within(boxes, config), 0] = self.recipe.split_weight
             weight[b, cell, 0] = 1
@@ -159,7 +160,7 @@ class SpaceTask(nn.Module):
 
 def blobs_by_cell(
     boxes: np.ndarray[tuple[int, ...], np.dtype[np.float32]], config: Grid, margin: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Give blobs to the cells that their centres lie in, each cell one at most.
 
     Of several in one cell the largest has it, and each of the others the free cell nearest to it of
@@ -171,7 +172,7 @@ def blobs_by_cell(
         margin: how much wider than its blob a box is meant to be.
 
     Returns:
-        (M',) int64 cells, each once, (M', 4) z_where, and (M',) int64 which blob each is.
+        (M,) int64 each blob's cell, -1 where there is none, and (M, 4) z_where.
     """
     height, width = config.frame_size
     rows, columns = config.grid
@@ -192,15 +193,9 @@ def blobs_by_cell(
         far.ravel()[cell[cell >= 0]] = np.inf
         if np.isfinite(far.min()):
             cell[late] = far.argmin()
-    has = np.flatnonzero(cell >= 0)
-    has = has[np.argsort(cell[has])]
-    scale = np.minimum((boxes[has, 2:] - boxes[has, :2]) * margin / side, 0.99)
-    where = np.concatenate([scale, 2 * centre[has] / side - 1], axis=1)
-    return (
-        torch.from_numpy(cell[has]),
-        torch.from_numpy(where.astype(np.float32)),
-        torch.from_numpy(has),
-    )
+    scale = np.minimum((boxes[:, 2:] - boxes[:, :2]) * margin / side, 0.99)
+    where = np.concatenate([scale, 2 * centre / side - 1], axis=1)
+    return torch.from_numpy(cell), torch.from_numpy(where.astype(np.float32))
 
 
 def at_centres(

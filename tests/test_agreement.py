@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import agreement
 from benchmarks.agreement import AgreementConfig, main, shown_by_teacher
 from objrl.models.median import Median, MedianConfig
 from objrl.models.scalor import Scalor
@@ -32,8 +33,10 @@ def test_who_follows_the_same_pieces_agrees() -> None:
     assert found["mota_iou"] == found["idf1_iou"] == 1
 
 
-def test_who_has_learnt_nothing_does_not(tmp_path: Path) -> None:
-    data = write_store(tmp_path / "squares.h5", FRAMES, episode=20)
+def test_who_has_learnt_nothing_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Twice as large as the canvas: the teacher must see them as the training shows them.
+    large = FRAMES.repeat(2, axis=1).repeat(2, axis=2)
+    data = write_store(tmp_path / "squares.h5", large, episode=20)
     torch.manual_seed(0)
     model = Scalor(
         ScalorConfig(architecture="fast", mask_stride=4, background="static", anchor=None)
@@ -45,7 +48,13 @@ def test_who_has_learnt_nothing_does_not(tmp_path: Path) -> None:
         training={},
         metrics={},
     )
-    scores = main(AgreementConfig(str(weights), data, sequences=1, length=20))
-    assert scores["mota_distance"] < 0.5
+    asked = AgreementConfig(str(weights), data, sequences=1, length=20)
+    assert main(asked)["mota_distance"] < 0.5
+    # And one who sees what the teacher does agrees wholly.
+    sharp = FramePerceiver(Median.fit(FRAMES, MedianConfig(max_slots=64)))
+    monkeypatch.setattr(agreement, "run_tracks", lambda _, tracks: run_tracks(sharp, tracks))
+    scores = main(asked)
+    assert scores["mota_iou"] == scores["idf1_iou"] == 1
+    assert scores["identities_iou"] == 2
     with pytest.raises(ValueError, match="expected a SCALOR's"):
         main(AgreementConfig("space-pong", data))

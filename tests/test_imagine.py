@@ -110,6 +110,16 @@ class TestFuture:
             rtol=0,
         )
 
+    def test_where_in_its_cell_the_newborn_was_found_is_no_way_that_it_went(self) -> None:
+        model = make_scalor(SMALL)
+        certain(model)
+        state = seen(model).state
+        bias = torch.tensor([-2.0, -2.0, 0.5, -0.25]).expand_as(state.bias)
+        for newborn, went in ((True, [0.0, 0.0]), (False, [0.5, -0.25])):
+            new = torch.full_like(state.newborn, newborn)
+            prior, _ = model.propagation.foresee(replace(state, bias=bias, newborn=new))
+            torch.testing.assert_close(prior.where.mean[0, 0, 2:].tolist(), went)
+
     @pytest.mark.parametrize(("deletion", "frames"), [("patience", 3), ("paper", 1)])
     def test_who_is_drawn_absent_dies_by_the_models_own_rule(
         self, deletion: Any, frames: int

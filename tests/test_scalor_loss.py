@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from objrl.models.scalor import Scalor
@@ -64,22 +65,28 @@ class TestLoss:
         model = make_scalor(replace(SMALL_SCALOR, max_slots=4), bias=2.0)
         image, state = torch.rand(1, 3, 32, 40), model.initial_state(1)
         where = torch.tensor([[[0.3, 0.3, 0.0, 0.0], [0.2, 0.2, 0.5, 0.5]]])
+        with torch.no_grad():
+            frame, state = model.see(image, state, sample=False)
+        rows = frame.discovered.index.gather(1, frame.seats.source.clamp(min=0))
+        assert frame.seats.born[0, 1]
+        cell = int(rows[0, 1])
         shown = Shown(
             track=torch.tensor([[7, -1]]),
             z_where=where,
-            cell=torch.tensor([[9, -1]]),
+            cell=torch.tensor([[cell, -1]]),
             weight=torch.ones(1, SMALL_SCALOR.cells, 1),
         )
         pupil = torch.full((1, 4), -1)
         with torch.no_grad():
-            frame, state = model.see(image, state, sample=False)
             pupil, after = pupils(frame, shown, pupil)
             terms = taught(frame, shown, pupil)
             assert terms["taught_prop_pres"] == 0
             assert terms["taught_disc_where"] > 0
-            rows = frame.discovered.index.gather(1, frame.seats.source.clamp(min=0))
-            expected = torch.where(frame.seats.born & (rows == 9), 7, -1)
-            assert torch.equal(after, expected)
+            assert after.tolist() == [[-1, 7, -1, -1]]
+            more = taught(frame, replace(shown, weight=3 * shown.weight), pupil)
+            asked = F.softplus(-frame.discovered.logit[0, cell, 0])  # its own does not count more
+            rest = terms["taught_disc_pres"] - asked
+            torch.testing.assert_close(more["taught_disc_pres"], 3 * rest + asked)
             pupil = torch.tensor([[7, -1, -1, -1]])
             frame, state = model.see(image, state, sample=False)
             terms = taught(frame, shown, pupil)
@@ -136,7 +143,7 @@ class TestLoss:
         # Two rows on one piece are taught the same; the first has lost it.
         assert on_it.tolist() == taken.tolist() == [[-1, -1, 7, 7]]
         wrong = torch.where(on_it[..., None] < 0, 1.0, -1.0)  # present or absent, which is wrong
-        expected = torch.nn.functional.softplus(wrong * frame.posterior.logit).sum()
+        expected = F.softplus(wrong * frame.posterior.logit).sum()
         torch.testing.assert_close(terms["taught_prop_pres"][0], expected)
 
 

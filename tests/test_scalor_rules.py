@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
+from objrl.models import scalor
+from objrl.models.boxes import doubled
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
-from objrl.models.scalor_state import ScalorState, seat
+from objrl.models.scalor_parts import mask_of
+from objrl.models.scalor_state import Fate, ScalorState, seat
 from objrl.slots import NO_TRACK
 from tests.helpers import SMALL_SCALOR, firsts, make_scalor, noise, sure
 
@@ -29,6 +33,47 @@ class TestSeats:
         seats = seat(torch.tensor([[True]]), torch.ones(1, 1), torch.zeros(1, 3, dtype=torch.bool))
         assert seats.source.tolist() == [[0, -1, -1]]
         assert seats.born.tolist() == [[True, False, False]]
+
+
+class TestVelocity:
+    """Of four rows: newborn, followed, unseen for two frames, and newborn but unseen once."""
+
+    def remembered(self, missed_now: list[int]) -> ScalorState:
+        """Move all rows by 0.12 to the right."""
+        model = make_scalor(replace(SMALL_SCALOR, max_slots=4))
+        state = replace(
+            model.initial_state(1),
+            track_id=torch.arange(4)[None],
+            velocity=torch.tensor([0.0, 0.2, 0.3, 0.0])[None, :, None].expand(1, 4, 2),
+            newborn=torch.tensor([[True, False, False, True]]),
+            missed=torch.tensor([[0, 0, 2, 1]]),
+        )
+        with torch.no_grad():
+            frame, _ = model.see(torch.rand(1, 3, 32, 40), state, sample=False)
+        old = replace(frame.propagated, z_where=state.z_where + torch.tensor([0, 0, 0.12, 0.12]))
+        stays = torch.ones(1, 4, dtype=torch.bool)
+        fate = Fate(torch.tensor([missed_now]), state.stopped, stays)
+        nobody = seat(torch.zeros_like(stays), torch.zeros(1, 4), stays)
+        return model.remember(old, old, nobody, fate, state)
+
+    def test_the_first_counts_whole_and_what_was_waited_for_is_shared_out(self) -> None:
+        after = self.remembered([0, 0, 0, 0])
+        # It went 0.3 twice while it was not seen, and 0.12 now; a new one counts half.
+        third = (0.3 + (2 * 0.3 + 0.12) / 3) / 2
+        expected = torch.tensor([0.12, (0.2 + 0.12) / 2, third, 0.06])
+        torch.testing.assert_close(after.velocity[0, :, 0], expected)
+        assert not after.newborn.any()
+
+    def test_who_is_not_seen_keeps_it_and_stays_newborn(self) -> None:
+        after = self.remembered([1, 1, 3, 2])
+        torch.testing.assert_close(after.velocity[0, :, 0], torch.tensor([0.0, 0.2, 0.3, 0.0]))
+        assert after.newborn.tolist() == [[True, False, False, True]]
+
+
+def test_who_is_out_of_sight_covers_its_place_until_it_is_let_go() -> None:
+    stays = torch.tensor([[True, True, False]])
+    fate = Fate(torch.tensor([[0, 1, 4]]), torch.zeros(1, 3), stays)
+    assert fate.covering(torch.full((1, 3, 1), 0.25))[0, :, 0].tolist() == [0.25, 1.0, 0.25]
 
 
 class TestDeath:
@@ -143,6 +188,54 @@ class TestDeath:
         going = replace(state, velocity=velocity)
         unseen = model._unseen(frame.propagated, frame.posterior, going, None)
         assert unseen[0, :3].tolist() == [False, True, False]
+
+    def test_a_leap_is_measured_in_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, state = self.doubly_followed(0.0, 0.0, 0.0)
+        leaps: list[torch.Tensor] = []
+
+        def noted(*given: torch.Tensor) -> torch.Tensor:
+            leaps.append(given[3])
+            return doubled(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(scalor, "doubled", noted)
+        with torch.no_grad():
+            frame, _ = model.see(torch.rand(1, 3, 32, 40), state, sample=False)
+        where = frame.propagated.z_where
+        gone = (where - state.z_where)[..., 2:].abs().sum(-1)
+        torch.testing.assert_close(leaps[0], gone / where[..., :2].sum(-1))
+
+    def test_who_is_not_seen_holds_the_place_where_it_would_be(self) -> None:
+        """Not where it was looked for; or it would come back as another."""
+        model, state = self.doubly_followed(-9.0, -9.0, -9.0)
+        state = replace(state, velocity=torch.tensor([0.15, -0.1]).expand(1, 6, 2))
+        given: list[tuple[torch.Tensor, ...]] = []
+        model.discovery.register_forward_pre_hook(lambda _, args: given.append(args))
+        with torch.no_grad():
+            frame, after = model.see(torch.rand(1, 3, 32, 40), state, sample=False)
+        (_, _, _, covered, boxes) = given[0]
+        assert torch.equal(boxes[:, :3], state.ahead[:, :3])
+        assert torch.equal(boxes[:, :3], after.z_where[:, :3])
+        went = model.propagation.moved(after.bias, state.z_where)[..., 2:]
+        torch.testing.assert_close(went[:, :3], after.z_where[:, :3, 2:])
+        there = replace(frame.propagated, z_where=state.ahead)
+        alive = state.alive[..., None].float()
+        torch.testing.assert_close(covered, mask_of(there, alive, SMALL_SCALOR.masks))
+
+    def test_who_is_born_where_another_dies_begins_anew(self) -> None:
+        config = replace(SMALL_SCALOR, patience=0, rejection=False)
+        model = make_scalor(config, bias=2.0)
+        frame, state = noise(1, 1)[0], model.initial_state(1)
+        _, state = model.step(frame, state, firsts(1, 0))
+        assert state.alive.all()
+        nobody = torch.full((1, 6, 1), -9.0)
+        model.propagation.pres.register_forward_hook(lambda *_: nobody)
+        state = replace(state, stopped=torch.full((1, 6), 0.5), newborn=~state.alive)
+        _, after = model.step(frame, state, firsts(1))
+        born = after.track_id > state.track_id.max()
+        assert born.any()
+        for name in ("missed", "stopped", "velocity", "tracker", "prior"):
+            assert (getattr(after, name)[born] == 0).all(), name
+        assert after.newborn[born].all()
 
     def test_in_a_frame_of_another_scene_nobody_is_seen_and_nobody_born(self) -> None:
         model = make_scalor(replace(SMALL_SCALOR, background="static"))

@@ -38,7 +38,8 @@ def doubled(box: Tensor, track_id: Tensor, lost: Tensor, leap: Tensor, distinct:
     """Tell who is on another's object: of rows that came to follow one, one is seen.
 
     Whose it is: who was seen in the frame before has it before who was not; then who leapt there
-    less, for where two objects cross, a row may be taken along by the other's; then the elder.
+    less, for where two objects cross, a row may be taken along by the other's; then the elder. All
+    at once, as in `repeated`: who yields may yield to one that yields itself.
 
     Args:
         box: (B, K, 4).

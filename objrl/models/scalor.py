@@ -199,7 +199,10 @@ class Scalor(nn.Module):
             for name in ("z_pres", "z_where", "bias", "z_depth", "z_what")
         }
         waiting = fate.stays & fate.unseen
-        moved = (old.z_where - state.z_where)[..., 2:]
+        # While it was not seen it went on as it went; now it is known how far it came in all.
+        waited = state.missed[..., None]
+        moved = (old.z_where - state.z_where)[..., 2:] + waited * state.velocity
+        moved = moved / (waited + 1)
         # The first displacement counts whole, as in `objrl.tracking`.
         weight = torch.where(state.newborn, 1.0, _SMOOTHING)[..., None]
         velocity = torch.lerp(state.velocity, moved, weight) * here
@@ -210,7 +213,7 @@ class Scalor(nn.Module):
             track_id=track_id,
             missed=torch.where(seats.born, 0, fate.missed),
             stopped=torch.where(seats.born, 0.0, fate.stopped),
-            velocity=torch.where(seats.born[..., None], 0.0, velocity),
+            velocity=velocity,
             newborn=seats.born | (state.newborn & waiting),
             next_id=state.next_id + seats.born.sum(1),
             overflow=state.overflow + seats.overflow,

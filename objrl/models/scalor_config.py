@@ -37,7 +37,8 @@ class ScalorConfig:
     flat: int = 0
     """Pixels in a row or column of one colour that are background wherever they are; 0: none."""
     contrast: float = 24 / 255
-    """How far from the known picture a pixel is seen to be an object's, for tight boxes."""
+    """How far from the known picture, in [0, 1], a pixel is seen to be of an object: for tight
+    boxes, and for who is on nothing."""
     reach: float = 1.0
     """How much of z_where's box a tight box may fill, from the middle."""
     max_slots: int = 45

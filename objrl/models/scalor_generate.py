@@ -27,6 +27,7 @@ from objrl.models.scalor_networks import Backdrop
 from objrl.models.scalor_parts import draw, mask_of
 from objrl.models.scalor_state import Fate, ScalorState, Seats, seat
 from objrl.models.space_background import Static
+from objrl.nn.distributions import take
 from objrl.slots import Slots
 
 
@@ -211,7 +212,7 @@ def _move(
         mask=mask,
     )
     # Who is drawn absent counts as not seen: the model's own rule says for how long one may be.
-    fate = model.judge(old, z_pres[..., 0] < 0.5, state)
+    fate = model.judge(old, z_pres[..., 0] < model.config.death, state)
     old = replace(old, z_pres=old.z_pres * fate.stays[..., None])
     held = model.held(old, fate, state)
     new, seats = held, seat(torch.zeros_like(fate.stays), old.z_pres[..., 0], fate.stays)
@@ -244,7 +245,9 @@ def _born(model: Scalor, old: Objects, fate: Fate, births: float) -> tuple[Objec
     )
     wanted = (lot < births) & ~rejected[..., None]
     if config.distinct < 1:
-        wanted = wanted & ~repeated(z_where, wanted.float(), config.distinct)
+        # By lot, or the upper left of the canvas would be filled first.
+        order = lot[..., 0].argsort(dim=1)
+        again = repeated(take(z_where, order), take(wanted.float(), order), config.distinct)
+        wanted = wanted & ~take(again, order.argsort(dim=1))
     new = Objects(wanted.float(), z_where, bias, z_depth, z_what, appearance, mask)
-    # By lot, or the upper left of the canvas would be filled first.
     return new, seat(wanted[..., 0], -lot[..., 0], stays)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from objrl.models.scalor_state import Seats
 from objrl.nn.distributions import Gaussian
+from objrl.nn.spatial import axis
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,13 @@ class Look:
     reach: Tensor
     logits: Tensor
 
-    @staticmethod
-    def cells(n: int, device: torch.device) -> Tensor:
-        """(n,) centres of n cells beside each other from -1 to 1."""
-        return (2 * torch.arange(n, device=device) + 1) / n - 1
-
     @property
     def place(self) -> Tensor:
         """(B, K, 2) x, y: the mean place of what looks like the object."""
         n = self.logits.shape[-1]
         share = self.logits.flatten(2).softmax(2).view_as(self.logits)
-        axis = self.cells(n, share.device)
-        mean = torch.stack([(share.sum(2) * axis).sum(-1), (share.sum(3) * axis).sum(-1)], dim=-1)
+        cells = axis(n, share)
+        mean = torch.stack([(share.sum(2) * cells).sum(-1), (share.sum(3) * cells).sum(-1)], dim=-1)
         return self.centre + mean * self.reach
 
 

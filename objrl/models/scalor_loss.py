@@ -16,7 +16,8 @@ from torch import Tensor
 from objrl.models.boxes import apart
 from objrl.models.scalor_latents import Beliefs, Look, ScalorFrame
 from objrl.models.scalor_state import Seats
-from objrl.nn.distributions import bernoulli_kl, gaussian_kl, gaussian_log_prob
+from objrl.nn.distributions import bernoulli_kl, gaussian_kl, gaussian_log_prob, take
+from objrl.nn.spatial import axis
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> dict[str, Tensor]
     """
     same = _follows(pupil, shown)
     there, which = same.any(2), same.to(torch.uint8).argmax(2)
-    goal = _rows(shown.z_where, which)
+    goal = take(shown.z_where, which)
     followed = frame.followed
     pres = F.binary_cross_entropy_with_logits(
         frame.posterior.logit, there[..., None].float(), reduction="none"
@@ -159,7 +160,7 @@ def taught(frame: ScalorFrame, shown: Shown, pupil: Tensor) -> dict[str, Tensor]
     wanted = torch.zeros_like(logit).scatter_add(1, column, visible.float()).clamp(max=1)
     weight = torch.where(wanted > 0, 1.0, shown.weight[..., 0])
     pull = F.binary_cross_entropy_with_logits(logit, wanted, weight, reduction="none")
-    placed = _rows(frame.discovered.every_where, column)
+    placed = take(frame.discovered.every_where, column)
     off = _off(placed, shown.z_where) * visible[..., None]
     return terms | {"taught_disc_pres": pull.sum(1), "taught_disc_where": off.flatten(1).sum(1)}
 
@@ -202,16 +203,11 @@ def look_loss(look: Look, goal: Tensor) -> Tensor:
     at = (goal[..., 2:] - look.centre.detach()) / look.reach
     n = look.logits.shape[-1]
     # Shared by the cells around it so that their mean place is the goal.
-    near = (1 - (at[..., None] - Look.cells(n, at.device)).abs() * n / 2).clamp(min=0)
+    near = (1 - (at[..., None] - axis(n, at)).abs() * n / 2).clamp(min=0)
     near = near / near.sum(-1, keepdim=True).clamp(min=1e-6)
     wanted = near[..., 1, :, None] * near[..., 0, None, :]
     nats = -(wanted.flatten(2) * look.logits.flatten(2).log_softmax(2)).sum(2)
     return nats * (at.abs() < 1).all(-1)
-
-
-def _rows(field: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of dim 1: (B, J, D) by (B, K) -> (B, K, D)."""
-    return field.gather(1, index[..., None].expand(-1, -1, field.shape[-1]))
 
 
 def _off(z_where: Tensor, goal: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from objrl.models.scalor_latents import Look
 from objrl.nn.blocks import Conv, conv_stack
 from objrl.nn.distributions import Gaussian
-from objrl.nn.spatial import extract
+from objrl.nn.spatial import axis, extract
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ class ConvLSTM(nn.Module):
         after: list[Tensor] = []
         for n, gates in enumerate(self.gates):
             h, c = state[:, 2 * n], state[:, 2 * n + 1]
-            forget_in = gates(torch.cat([x, h], dim=1))
-            i, f, g, o = forget_in.chunk(4, dim=1)
+            i, f, g, o = gates(torch.cat([x, h], dim=1)).chunk(4, dim=1)
             peep = self.peep[n]
             c = torch.sigmoid(f + peep[0] * c) * c + torch.sigmoid(i + peep[1] * c) * torch.tanh(g)
             x = torch.sigmoid(o + peep[2] * c) * torch.tanh(c)
@@ -207,10 +206,10 @@ class ImageEncoder(nn.Module):
 class Glimpses(nn.Module):
     """GlimpseEnc and GlimpseDec: what is seen in a box, and what a z_what looks like."""
 
-    def __init__(self, table: Table, z_what: int, inputs: int = 3) -> None:
+    def __init__(self, table: Table, z_what: int) -> None:
         super().__init__()
         self.side = table.glimpse
-        self.encoder = conv_stack(inputs, table.glimpse_encoder)
+        self.encoder = conv_stack(3, table.glimpse_encoder)
         self.head = nn.Linear(table.glimpse_encoder[-1].channels, 2 * z_what)
         self.decoder = conv_stack(z_what, table.glimpse_decoder)
         last, up = table.glimpse_decoder[-1].channels, table.head_up
@@ -274,7 +273,7 @@ class _Window(nn.Module):
         channels = 16
         # Convolutions know no places; but who is near is likelier than who looks the same afar.
         # In units of ten nats: so that it is learnt as soon as the rest.
-        square = Look.cells(taps // 2, torch.device("cpu")) ** 2
+        square = axis(taps // 2, torch.zeros(0)) ** 2
         self.usual = nn.Parameter(-0.3 * (square[:, None] + square))
         self.first = conv_stack(inputs, [Conv(channels, 4, 2)])
         self.wanted = nn.Linear(z_what, 2 * channels)

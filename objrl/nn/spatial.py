@@ -57,8 +57,8 @@ def _resample(down: Tensor, pixels: Tensor, across: Tensor) -> Tensor:
     return both.view(*down.shape[:3], channels, across.shape[2])
 
 
-def _axis(count: int, like: Tensor) -> Tensor:
-    """Centres of `count` pixels in [-1, 1]."""
+def axis(count: int, like: Tensor) -> Tensor:
+    """(count,) centres of as many pixels beside each other, from -1 to 1."""
     return (2 * torch.arange(count, device=like.device, dtype=like.dtype) + 1) / count - 1
 
 
@@ -96,7 +96,7 @@ def extract(image: Tensor, z_where: Tensor, glimpse: int) -> Tensor:
         (B, K, C, g, g).
     """
     scale, centre = z_where[..., :2], z_where[..., 2:]
-    at = centre[:, :, None] + scale[:, :, None] * _axis(glimpse, z_where)[:, None]  # (B, K, g, 2)
+    at = centre[:, :, None] + scale[:, :, None] * axis(glimpse, z_where)[:, None]  # (B, K, g, 2)
     x, y = at[..., None, :, 0], at[..., :, None, 1]
     grid = torch.stack([x.expand(-1, -1, glimpse, -1), y.expand(-1, -1, -1, glimpse)], dim=-1)
     cut = F.grid_sample(image, grid.flatten(1, 2).to(image.dtype), align_corners=False)

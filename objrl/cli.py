@@ -12,6 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from objrl.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,11 @@ VERBS = {
 }
 
 
-_SCORES = ("f1_centre", "f1_iou", "ap50", "ap50_95", "count_error_centre")
-"""What tells shipped weights apart at a glance; the rest is in their cards."""
+_SEEN = ("f1_centre", "f1_iou", "ap50", "ap50_95", "count_error_centre")
+_FOLLOWED = ("mota_iou", "idf1_iou", "mota_distance", "idf1_distance")
+"""What tells shipped weights apart at a glance, of single frames and of identities; the rest is in
+their cards."""
+_MOST_IDS = 3
 
 
 @dataclass(frozen=True)
@@ -115,14 +122,23 @@ def show_weights(config: WeightsConfig) -> None:
     if not shipped:
         print("No weights are shipped yet; `objrl pretrain` makes some.")
         return
-    table = [["name", *_SCORES, "learnt from", "for"]]
-    for weights in shipped:
-        values = [f"{weights.metrics[s]:.3g}" if s in weights.metrics else "-" for s in _SCORES]
-        table.append([weights.name, *values, weights.title, ", ".join(weights.env_ids)])
+    followers = [weights for weights in shipped if "mota_distance" in weights.metrics]
+    detectors = [weights for weights in shipped if weights not in followers]
+    parts = [_table(detectors, _SEEN), _table(followers, _FOLLOWED)]
+    print("\n\n".join("\n".join(lines) for lines in parts if len(lines) > 1))
+
+
+def _table(some: Sequence[Weights], scores: Sequence[str]) -> list[str]:
+    """Lay out weights with some of their scores."""
+    table = [["name", *scores, "learnt from", "for"]]
+    for weights in some:
+        values = [f"{weights.metrics[s]:.3g}" if s in weights.metrics else "-" for s in scores]
+        ids, more = weights.env_ids[:_MOST_IDS], len(weights.env_ids) - _MOST_IDS
+        names = ", ".join(ids) + (f" and {more} more" if more > 0 else "")
+        table.append([weights.name, *values, weights.title, names])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    rows = (zip(row, widths, strict=True) for row in table)
+    return ["  ".join(f"{cell:<{width}}" for cell, width in row).rstrip() for row in rows]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ class ImagineConfig:
     """Let a SCALOR imagine how sequences go on, or sequences from nothing."""
 
     weights: str
-    """Path of a .safetensors file of a SCALOR."""
+    """A SCALOR's: a name of `objrl weights`, or the path of a .safetensors file."""
     data: Path | None = None
     """Frames, .h5: sequences spread evenly over the split."""
     tracks: Path | None = None

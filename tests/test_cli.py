@@ -167,6 +167,14 @@ def test_weights_are_listed_with_their_scores(
         ["space-a", "0.987", "-", "0.5", "-", "0.25", "fast,", "7", "frames", "ALE/A-v5,", "A-v4"],
         ["b", "-", "-", "-", "-", "-", "slow"],
     ]
+    scores = {"mota_iou": 0.9, "idf1_iou": 0.8, "mota_distance": 0.95, "idf1_distance": 0.85}
+    third = Weights("scalor-a", "c", "", "scalor", tuple("pqrst"), "seven", scores)
+    monkeypatch.setattr(registry, "WEIGHTS", {"space-a": first, "scalor-a": third})
+    assert cli.main(["weights"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[3:]] == [
+        ["name", *scores, "learnt", "from", "for"],
+        ["scalor-a", "0.9", "0.8", "0.95", "0.85", "seven", *["p,", "q,", "r", "and", "2", "more"]],
+    ]
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,11 +127,13 @@ def test_every_environment_sees_what_it_would_see_alone() -> None:
 def test_the_shipped_weights_of_the_game_see_the_same_from_ales_own_environments() -> None:
     """From both bridges to them, and with weights that both find by the id."""
     limits: Any = {"noop_max": 0, "max_num_frames_per_episode": 20}  # five steps
-    limits["repeat_action_probability"] = 0.0
+    limits |= {"repeat_action_probability": 0.0, "use_fire_reset": False}
     picture: Any = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
     picture |= {"maxpool": False, "autoreset_mode": AutoresetMode.SAME_STEP}
     others = VectorObjectSlots(gym.make_vec("ALE/Boxing-v5", 2, **limits, **picture), device="cpu")
-    games = AtariVecEnv("ALE/Boxing-v5", 2, noop_max=0, max_num_frames_per_episode=20)
+    games = AtariVecEnv(
+        "ALE/Boxing-v5", 2, noop_max=0, max_num_frames_per_episode=20, fire_reset=False
+    )
     envs: Any = VecObjectSlots(games, device="cpu")
     envs.seed(1)
     seen, (expected, _) = envs.reset(), others.reset(seed=1)

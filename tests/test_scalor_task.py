@@ -176,7 +176,7 @@ class TestLoss:
 
     def test_a_few_steps_on_one_batch_make_it_smaller(self, task: ScalorTask) -> None:
         torch.manual_seed(0)
-        task = another(task, taught=Linear(10.0)).train()
+        task = another(task, taught=Linear(100.0)).train()
         (optimizer,), batch = task.optimizers(), task.prepare(films(2, 5))
         losses, pulls = [], []
         for _ in range(30):

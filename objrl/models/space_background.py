@@ -195,9 +195,10 @@ class Components(nn.Module):
         return BackgroundOutput(mean, self._masks(z_mask), none, none)
 
 
-FOREIGN = 0.5
-"""Part of a frame that differs from a known background from which on no object is reported: Pong's
-first frame is green where all others are brown."""
+FOREIGN = 0.75
+"""Part of a frame that differs from a known background from which on no object is reported. Pong's
+first frame, green where all others are brown, differs everywhere; of twenty games' frames none lies
+between this and two thirds, and sixty sprites cover up to 0.62 of theirs."""
 
 
 def is_foreign(far: Tensor) -> Tensor:

@@ -255,8 +255,8 @@ def test_in_another_scene_nothing_is_known() -> None:
     assert isinstance(model.background, Static)
     model.background.faces.fill_(100)
     frames = torch.full((3, 48, 64, 3), 100, dtype=torch.uint8)
-    frames[0, :16] = 200  # a third
-    frames[1, :32] = 200  # two thirds
+    frames[0, :32] = 200  # two thirds
+    frames[1, :40] = 200  # five sixths
     slots = model.detect(frames)
     assert slots.mask.any(1).tolist() == [True, False, True]
     for name in ("position", "scale", "what", "depth"):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -25,7 +24,7 @@ from objrl.agents.end_to_end import EncoderAdam, EncoderExtractor
 from objrl.agents.envs import make_envs
 from objrl.agents.presets import Algorithm, Recipe, Sight, recipe_for
 from objrl.atomic import write_atomically
-from objrl.checkpoint import put_back, tensors_of
+from objrl.checkpoint import put_back, read_tensors, tensors_of
 from objrl.weights import WEIGHTS
 
 FORMAT = "objrl-agent-1"
@@ -159,16 +158,7 @@ def load_agent(path: str | Path, *, device: str = "auto", seed: int = 0) -> Agen
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such agent; `objrl train` makes some")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as problem:
-        raise ValueError(f"{path}: expected an agent, got a damaged file ({problem})") from problem
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: expected an agent ({FORMAT}), got a file of format {header.get('format')!r}"
-        )
+    header, tensors = read_tensors(path, "agent", FORMAT, "train it again with `objrl train`")
     config = AgentConfig(**json.loads(header["config"]))
     if config.weights and _digest(config.weights) != header["weights_sha256"]:
         raise ValueError(

@@ -36,7 +36,7 @@ HUMAN = {
     **{"Pong": 14.6, "Boxing": 12.1, "Freeway": 29.6, "SpaceInvaders": 1668.7},
     "Asterix": 8503.3,
 }
-"""Returns of a human tester (Wang et al. 2016, arXiv 1511.06581, table 2)."""
+"""Returns of a human tester (Wang et al. 2016, arXiv 1511.06581)."""
 
 NAMES = {
     "space": "slots of SPACE",
@@ -202,8 +202,7 @@ def _play_at_random(chance: Curve, games: int) -> Curve:
     envs.close()
     score = {"score": str(np.mean(returns)), "evaluated": str(np.mean(returns))}
     row = {"steps": "0", "games": str(len(returns)), **score, "spread": str(np.std(returns))}
-    empty = dict.fromkeys(("wall_seconds", "cpu_seconds"), "")
-    return Curve(*_fields(chance), ({**row, **empty},))
+    return Curve(*_fields(chance), (row,))
 
 
 def _draw(curves: Sequence[Curve], path: Path) -> None:

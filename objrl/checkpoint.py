@@ -79,20 +79,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint to resume; leave --resume out")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as problem:
-        raise ValueError(
-            f"{path}: expected a whole checkpoint, got a damaged file ({problem}); "
-            "start again in another --out"
-        ) from problem
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: expected a checkpoint ({FORMAT}), got a file with format "
-            f"{header.get('format')!r}"
-        )
+    header, tensors = read_tensors(path, "checkpoint", FORMAT, "start again in another --out")
     if header["sha256"] != _digest(tensors):
         raise ValueError(
             f"{path}: expected the tensors that were saved, got others (their digest differs): "
@@ -127,6 +114,30 @@ def restore(
                 _, _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def read_tensors(
+    path: Path, what: str, form: str, remedy: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return header and tensors of a safetensors file that is to be of a format of ours.
+
+    Raises:
+        ValueError: the file is damaged, or of another format; `what` and `remedy` say what was
+            expected and what to do.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as problem:
+        raise ValueError(
+            f"{path}: expected a whole {what}, got a damaged file ({problem}); {remedy}"
+        ) from problem
+    if header.get("format") != form:
+        raise ValueError(
+            f"{path}: expected {what} {form}, got a file with format {header.get('format')!r}"
+        )
+    return header, tensors
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

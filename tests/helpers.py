@@ -16,6 +16,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from objrl.models.scalor_config import ScalorConfig
 from objrl.models.scalor_state import ScalorState
 from objrl.perceiver import Decomposition, FramePerceiver
 from objrl.slots import NO_TRACK, Slots
+from objrl.weights import registry
 
 Frame = npt.NDArray[np.uint8]
 
@@ -179,6 +181,32 @@ class MovingSquares(gym.Env[Frame, np.int64]):
 
 MOVING_SQUARES = "MovingSquares-v0"
 gym.register(MOVING_SQUARES, entry_point="tests.helpers:MovingSquares")
+
+
+def ship_stubs(patch: pytest.MonkeyPatch, **data: Any) -> list[str]:
+    """Let weights of Pong and of the squares be all that is shipped; return who gets loaded.
+
+    Args:
+        patch: to undo it.
+        data: what their headers say of their frames.
+    """
+    entries = [
+        registry.Weights(
+            name=name, file="", sha256="", model="", env_ids=(env_id,), title="", metrics={}
+        )
+        for name, env_id in [("pong", "ALE/Pong-v5"), ("squares", MOVING_SQUARES)]
+    ]
+    loaded: list[str] = []
+
+    def load(name: str, **_: Any) -> FramePerceiver:
+        loaded.append(name)
+        return make_stub_perceiver()
+
+    patch.setattr(registry, "list_weights", lambda: entries)
+    patch.setattr(registry, "load", load)
+    patch.setattr(registry, "read_header", lambda _: {"data": data})
+    return loaded
+
 
 STILL_PONG = "objrl-test/StillPong-v0"
 """Pong whose course follows from the seed and the actions alone: no sticky ones."""

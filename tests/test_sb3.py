@@ -26,9 +26,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from objrl.draw import draw_slots
-from objrl.weights import registry
 from objrl.wrappers import AtariVecEnv, ObjectSlots, VecObjectSlots, VectorObjectSlots, baseline
-from tests.helpers import MOVING_SQUARES, make_scalor, make_stub_perceiver
+from tests.helpers import MOVING_SQUARES, make_scalor, make_stub_perceiver, ship_stubs
 
 gym.register_envs(ale_py)
 N = 3
@@ -325,21 +324,7 @@ def test_boxes_are_drawn_also_from_above() -> None:
 
 
 def test_weights_are_chosen_by_what_made_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [
-        registry.Weights(
-            name=name, file="", sha256="", model="", env_ids=(env_id,), title="", metrics={}
-        )
-        for name, env_id in [("pong", "ALE/Pong-v5"), ("squares", MOVING_SQUARES)]
-    ]
-    loaded: list[str] = []
-
-    def load(name: str, **_: Any) -> Any:
-        loaded.append(name)
-        return make_stub_perceiver()
-
-    monkeypatch.setattr(registry, "list_weights", lambda: entries)
-    monkeypatch.setattr(registry, "load", load)
-    monkeypatch.setattr(registry, "read_header", lambda _: {"data": {"last_two": 0}})
+    loaded = ship_stubs(monkeypatch, last_two=0)
     VecObjectSlots(VecMonitor(squares()))
     VecObjectSlots(squares(partial(SubprocVecEnv, start_method="fork")))
     VecObjectSlots(AtariVecEnv("PongNoFrameskip-v4", 2))

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from objrl.draw import draw_slots
 from objrl.slots import Slots
-from objrl.weights import registry
 from objrl.wrappers import ObjectSlots, VectorObjectSlots
-from tests.helpers import MOVING_SQUARES, MovingSquares, make_stub_perceiver
+from tests.helpers import MOVING_SQUARES, MovingSquares, make_stub_perceiver, ship_stubs
 
 gym.register_envs(ale_py)
 N = 3
@@ -277,21 +276,7 @@ def test_ale_final_frames_are_seen_with_what_went_before_and_told_as_gymnasium_d
 def test_the_weights_are_chosen_by_the_id_that_made_the_environments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entries = [
-        registry.Weights(
-            name=name, file="", sha256="", model="", env_ids=(env_id,), title="", metrics={}
-        )
-        for name, env_id in [("pong", "ALE/Pong-v5"), ("squares", MOVING_SQUARES)]
-    ]
-    loaded: list[str] = []
-
-    def load(name: str, **_: Any) -> Any:
-        loaded.append(name)
-        return make_stub_perceiver()
-
-    monkeypatch.setattr(registry, "list_weights", lambda: entries)
-    monkeypatch.setattr(registry, "load", load)
-    monkeypatch.setattr(registry, "read_header", lambda _: {"data": {}})
+    loaded = ship_stubs(monkeypatch)
     VectorObjectSlots(pong())
     VectorObjectSlots(squares(NEXT))
     VectorObjectSlots(gym.make_vec(MOVING_SQUARES, N, vectorization_mode="sync"))

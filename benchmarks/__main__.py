@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 
 import objrl
-from benchmarks import perception, training
+from benchmarks import acting, perception, training
 from benchmarks.report import Results, report
 from benchmarks.rounds import Effort, Timing, measure
 from benchmarks.scene import Scene, play
@@ -32,7 +32,7 @@ class BenchmarkConfig:
     rounds: int = 9
     """How often everything is measured, in turns."""
     threads: int = 1
-    """CPU threads of each process."""
+    """CPU threads of each process; agents' environments are timed with two, too."""
     mini: bool = False
     """Everything once, small and in one process, to see that it runs; the numbers mean nothing."""
 
@@ -83,6 +83,17 @@ def _measure_all(scene: Scene, effort: Effort, mini: bool) -> Results:
         train=measure(steps, effort, "cpu", "train on cpu"),
         train_cuda=measure(steps, effort, "cuda", "train on cuda") if cuda else {},
         play=measure(perception.environments(scene, counts), effort, title="play"),
+        act={
+            threads: measure(
+                acting.environments(scene, counts[-1]),
+                replace(effort, threads=threads),
+                title=f"act, {threads} threads",
+            )
+            for threads in sorted({effort.threads, 2})
+        },
+        learn=measure(
+            acting.updates(scene, counts[-1], 2 if mini else None), effort, title="learn"
+        ),
         bare=measure([perception.NOTHING], effort, title="nothing")["nothing"].peak,
         sides=sides,
         batches=batches,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks import perception, training
+from benchmarks import acting, perception, training
 from benchmarks.markdown import NONE, machine, table
 from benchmarks.rounds import Effort, Timing, ratio
 
@@ -30,10 +30,12 @@ class Results:
         train: a training step.
         train_cuda: a training step.
         play: steps of environments.
+        act: steps of an agent's environments, by threads.
+        learn: PPO's update, a step of its rollout.
         bare: MiB of a process that has imported everything and built nothing.
         sides: grids of the training table.
         batches: of `space-fast` in training; the first is also that of everything else.
-        counts: environments at once.
+        counts: environments at once; the last is also that of agents.
     """
 
     encode: Mapping[int, Timings]
@@ -41,6 +43,8 @@ class Results:
     train: Timings
     train_cuda: Timings
     play: Timings
+    act: Mapping[int, Timings]
+    learn: Timings
     bare: float | None
     sides: Sequence[int]
     batches: Sequence[int]
@@ -74,6 +78,11 @@ def report(results: Results, effort: Effort, about: str, loads: Sequence[float])
         "## Environment steps",
         _PLAYING,
         _play_table(results),
+        "## Agents",
+        _ACTING.format(count=results.counts[-1]),
+        _act_table(results),
+        _LEARNING,
+        _learn_table(results),
         "## The authors' implementation",
         _REFERENCE,
     ]
@@ -96,6 +105,15 @@ it says otherwise. *Cheaper* is CPU time an image of the first row over that of 
 _PLAYING = """\
 Random actions in Space Invaders; *with objects* is `ObjectSlots` around one environment and
 `VectorObjectSlots` around several, `space-fast` on the CPU in both."""
+_ACTING = """\
+{count} games of Space Invaders at once for Stable-Baselines3, as `objrl train` makes them: slots
+(`AtariVecEnv` under `VecObjectSlots`, `space-fast` on the CPU) and pixels (four grey frames of
+84 x 84). At random, or by an untrained policy, whose forward pass is counted. *Times* is CPU time
+over that of pixels."""
+_LEARNING = """\
+PPO's update from one rollout, for a step of the rollout and for a gradient step; pixels through
+NatureCNN with the RL Zoo's hyperparameters, slots through `SlotExtractor` with ours, one thread.
+*Times* is CPU time over that of pixels for the same steps of the game."""
 _REFERENCE = """\
 Measured at another time on a loaded two-core machine, one thread, process CPU time; good for the
 order of magnitude and not for a close comparison. Encoding here is the image encoder, the crops and
@@ -134,6 +152,9 @@ def _bars(results: Results) -> str:
     batch = results.batches[0]
     dense = results.train[training.dense_name(max(results.sides))].cpu
     factor = ratio(dense, results.train[training.fast_name(batch)].cpu)[0]
+    threads, count = max(results.act), results.counts[-1]
+    pace = 1 / statistics.median(results.act[threads][acting.playing("slots", "random")].wall)
+    slower = ratio(results.learn["slots"].cpu, results.learn["pixels"].cpu)[0]
     rows = [
         [
             "encode one frame, tight boxes included, one thread",
@@ -146,6 +167,18 @@ def _bars(results: Results) -> str:
             "at least 40 times",
             f"{factor:.0f} times",
             _verdict(factor >= 40),
+        ],
+        [
+            f"{count} games with slots, {threads} threads",
+            "at least 172 steps a second",
+            f"{pace:.0f}",
+            _verdict(pace >= 172),
+        ],
+        [
+            "PPO's update from slots, over that from pixels, same steps",
+            "at most 1.5 times",
+            f"{slower:.2f} times",
+            _verdict(slower <= 1.5),
         ],
     ]
     return table(["what", "asked", "measured", ""], rows)
@@ -214,6 +247,32 @@ def _play_table(results: Results) -> str:
             kind = "with objects" if seen else "bare"
             rows.append([str(count), kind, f"{pace:,.0f}", *_costs(timing)])
     header = ["environments", "", "steps a second", "CPU-ms a step", "wall-ms", "peak MiB"]
+    return table(header, rows)
+
+
+def _act_table(results: Results) -> str:
+    rows = []
+    for threads, timings in results.act.items():
+        for sight in acting.SIGHTS:
+            for way in acting.WAYS:
+                timing = timings[acting.playing(sight, way)]
+                pixels = timings[acting.playing("pixels", way)].cpu
+                pace = 1 / statistics.median(timing.wall)
+                row = [sight, way, str(threads), f"{pace:,.0f}", *_costs(timing)]
+                rows.append([*row, _times(timing.cpu, pixels)])
+    header = ["sees", "plays", "threads", "steps a second", "CPU-ms a step", "wall-ms"]
+    return table([*header, "peak MiB", "times"], rows)
+
+
+def _learn_table(results: Results) -> str:
+    rows = []
+    for sight in acting.SIGHTS:
+        timing, count = results.learn[sight], results.counts[-1]
+        whole = statistics.median(timing.cpu) * count * acting.n_steps(sight)
+        one = _number(1000 * whole / acting.gradient_steps(sight, count))
+        times = _times(timing.cpu, results.learn["pixels"].cpu)
+        rows.append([sight, *_costs(timing), one, times])
+    header = ["sees", "CPU-ms a step", "wall-ms", "peak MiB", "CPU-ms a gradient step", "times"]
     return table(header, rows)
 
 

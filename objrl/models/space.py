@@ -105,7 +105,10 @@ class Space(nn.Module):
             return image, ()
         assert isinstance(self.background, Static)
         picture = self.background.picture(image)
-        return torch.cat([image, (image - picture).abs()], dim=1), (picture,)
+        # In place: fresh memory for each intermediate result takes longer than the arithmetic.
+        shown = image.repeat(1, 2, 1, 1)
+        shown[:, 3:].sub_(picture).abs_()
+        return shown, (picture,)
 
     @property
     def _background_is_known(self) -> bool:
@@ -211,9 +214,11 @@ class Space(nn.Module):
         far = shown[:, 3:].amax(1, keepdim=True) > self.config.contrast if known else shown[:, :0]
         if known:  # what is nowhere like the background is another scene, and its things unknown
             presence = presence * ~is_foreign(far)[:, None, None]
-        glimpses = extract(torch.cat([shown[:, :3], far], dim=1), where, net.glimpse)
-        z_what = net.encode_glimpses(glimpses[:, :, :3]).mean
-        outline = glimpses[:, :, 3] if known else self.masks(z_what)
+        z_what = net.encode_glimpses(extract(shown[:, :3], where, net.glimpse)).mean
+        if known:
+            outline = extract(far.to(shown.dtype), where, net.glimpse)[:, :, 0]
+        else:
+            outline = self.masks(z_what)
         rows = self.max_slots
         return Percept(
             presence=_pad_rows(take(presence, index), rows),

@@ -30,6 +30,8 @@ from objrl.weights import WEIGHTS
 FORMAT = "objrl-agent-1"
 AGENT = "agent.safetensors"
 """An agent's file in the folder of its run."""
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the agents that come with objrl, one a game."""
 
 EXTRACTORS = {
     "set": extractors.SlotExtractor,
@@ -148,16 +150,33 @@ def save_agent(
     write_atomically(path, safetensors.torch.save(tensors, header))
 
 
-def load_agent(path: str | Path, *, device: str = "auto", seed: int = 0) -> Agent:
+def shipped_agents() -> dict[str, Path]:
+    """Return the files of the agents that come with objrl, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+
+
+def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Agent:
     """Read an agent, and make the game that it plays.
 
+    Args:
+        agent: a file, the folder of a run, or the name of one that comes with objrl.
+        device: where it computes.
+        seed: of the game.
+
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such agent.
         ValueError: no agent of ours, or the perceiver that it learnt with is not there any more.
     """
-    path = Path(path)
+    path = Path(agent)
+    if path.is_dir():
+        path /= AGENT
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such agent; `objrl train` makes some")
+        path = shipped_agents().get(str(agent), path)
+    if not path.is_file():
+        names = ", ".join(shipped_agents()) or "none"
+        raise FileNotFoundError(
+            f"{path}: no such agent; `objrl train` makes some, and by name there are: {names}"
+        )
     header, tensors = read_tensors(path, "agent", FORMAT, "train it again with `objrl train`")
     config = AgentConfig(**json.loads(header["config"]))
     if config.weights and _digest(config.weights) != header["weights_sha256"]:

@@ -1,6 +1,8 @@
 """`objrl demo`: play a game without a network connection and show what its objects are.
 
-The policy is random; what is shown is the perception. Letters: N frames, K slots, H W pixels.
+Where an agent is shipped for the game it plays, and nobody but chance does elsewhere.
+
+Letters: N frames, K slots, H W pixels.
 """
 
 from __future__ import annotations
@@ -8,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import ale_py
 import gymnasium as gym
@@ -18,12 +21,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from objrl.agents.agent import load_agent, shipped_agents
 from objrl.draw import Image, contact_sheet, draw_slots, write_png, write_video
 from objrl.perceiver import Perceiver, model_of
 from objrl.slots import Slots
 from objrl.weights import load
 from objrl.wrappers import ObjectSlots
-from objrl.wrappers.choose import weights_for
+from objrl.wrappers.choose import game_of, weights_for
+from objrl.wrappers.spaces import Observation
+
+RANDOM = "random"
 
 VIDEO_SCALE = 3
 VIDEO_FPS = 15
@@ -40,12 +47,15 @@ class DemoConfig:
     """Gymnasium id of the game."""
     weights: str | None = None
     """Shipped weights by name, or the path of a .safetensors file; by default the game's own."""
+    agent: str | None = None
+    """Who plays: as for `objrl watch`, or random; by default the agent that is shipped for the game
+    and its weights, and random where none is."""
     steps: int = 300
     """How many actions to play."""
     out: Path = Path()
     """Folder for demo.mp4 and demo.png."""
     seed: int = 0
-    """Seed of the game and of the random policy."""
+    """Seed of the game and of random actions."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where there is one."""
     threads: int = 1
@@ -59,7 +69,8 @@ class DemoReport:
     Attributes:
         slots: B = 1, those of the table.
         perception_fps: frames a second of the perception alone, by its median time for one frame.
-        whole_fps: frames a second of game and perception, by the median time of one step.
+        whole_fps: frames a second of game, perception and agent, by the median time of one step.
+        reward: what was won in all steps.
         video: the MP4 file.
         sheet: the PNG file.
     """
@@ -67,6 +78,7 @@ class DemoReport:
     slots: Slots
     perception_fps: float
     whole_fps: float
+    reward: float
     video: Path
     sheet: Path
 
@@ -75,7 +87,9 @@ def demo(config: DemoConfig) -> DemoReport:
     """Play, print and write what `objrl demo` promises.
 
     Raises:
-        ValueError: no steps or threads, unknown weights, none shipped for the game, a bad device.
+        ValueError: no steps or threads, unknown weights, none shipped for the game, a bad device,
+            an agent for another game or for other weights.
+        FileNotFoundError: no such agent.
         gymnasium.error.Error: unknown game.
         OSError: a file cannot be written.
     """
@@ -85,24 +99,65 @@ def demo(config: DemoConfig) -> DemoReport:
     gym.register_envs(ale_py)
     weights = config.weights or weights_for(config.env)
     perceiver = load(weights, device=config.device)
+    player = _player(config, weights)
     config.out.mkdir(parents=True, exist_ok=True)
     video, sheet = config.out / "demo.mp4", config.out / "demo.png"
 
     with _threads(config.threads):
-        frames, slots, whole_fps = _play(config, perceiver)
+        frames, slots, whole_fps, reward = _play(config, perceiver, player)
         perception_fps = _time_perception(perceiver, frames)
         shown = len(frames) // 2
-        print(f"{config.env}: {config.steps} random actions, weights {weights}")
+        print(f"{config.env}: {config.steps} actions, weights {weights}")
+        print(f"played by {player.name}; reward {reward:g}")
         print(
             f"\nThe objects of frame {shown}; x and y in [-1, 1], w and h as fractions of the frame"
         )
         print(format_slots(slots[shown], *frames[shown].shape[:2]))
         print(f"\nperception alone     {perception_fps:7.1f} frames/s on {perceiver.device}")
-        print(f"game and perception  {whole_fps:7.1f} frames/s, both by the median frame")
+        print(f"with game and player {whole_fps:7.1f} frames/s, both by the median frame")
         write_video(video, _draw_all(frames, slots), VIDEO_FPS)
         write_png(sheet, _draw_sheet(perceiver, frames, slots))
     print(f"\nwrote {video} and {sheet}")
-    return DemoReport(slots[shown], perception_fps, whole_fps, video, sheet)
+    return DemoReport(slots[shown], perception_fps, whole_fps, reward, video, sheet)
+
+
+@dataclass(frozen=True)
+class _Player:
+    """Who plays.
+
+    Attributes:
+        name: for people.
+        act: the action for what an environment shows; None for random ones.
+    """
+
+    name: str
+    act: Callable[[Observation], Any] | None = None
+
+
+def _player(config: DemoConfig, weights: str) -> _Player:
+    """Return who plays: the agent that is wanted, or the one that there is."""
+    wanted, shipped = config.agent, game_of(config.env)
+    if wanted == RANDOM or (wanted is None and shipped not in shipped_agents()):
+        return _Player("chance")
+    agent = load_agent(wanted or shipped, device=config.device)
+    agent.envs.close()
+    what = agent.config
+    if (what.env, what.weights) != (config.env, weights) or what.sees != "slots":
+        if wanted is None:
+            return _Player("chance")
+        raise ValueError(
+            f"agent: expected one that sees slots of {weights} in {config.env}, got {wanted!r}, "
+            f"which sees {what.sees} of {what.weights} in {what.env}; take its --env and --weights"
+        )
+
+    def act(seen: Observation) -> Any:
+        return agent.model.predict(seen, deterministic=True)[0]
+
+    learnt, chance = agent.about.get("measured"), agent.about.get("random")
+    name = f"the agent {wanted or shipped}"
+    if learnt and chance:
+        name += f" (whole games {learnt['return']:g} on average, at random {chance['return']:g})"
+    return _Player(name, act)
 
 
 def format_slots(slots: Slots, height: int, width: int) -> str:
@@ -119,26 +174,30 @@ def format_slots(slots: Slots, height: int, width: int) -> str:
     return "\n".join(lines if len(lines) > 1 else [*lines, "(no objects)"])
 
 
-def _play(config: DemoConfig, perceiver: Perceiver) -> tuple[list[Image], Slots, float]:
-    """Return N = steps + 1 frames, their slots (B = N), and frames a second of game and slots."""
+def _play(
+    config: DemoConfig, perceiver: Perceiver, player: _Player
+) -> tuple[list[Image], Slots, float, float]:
+    """Return N = steps + 1 frames, their slots (B = N), frames a second of it all, the reward."""
     env = ObjectSlots(gym.make(config.env, render_mode="rgb_array"), perceiver)
     env.action_space.seed(config.seed)
     try:
-        env.reset(seed=config.seed)
+        observation, _ = env.reset(seed=config.seed)
         frames, seen = [_raw_frame(env)], [env.slots]
-        seconds = []
+        seconds, won = [], 0.0
         for _ in tqdm(range(config.steps), "playing", unit="frame", leave=False):
             begin = time.perf_counter()
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            action = player.act(observation) if player.act else env.action_space.sample()
+            observation, reward, terminated, truncated, _ = env.step(action)
             seconds.append(time.perf_counter() - begin)
+            won += float(reward)
             if terminated or truncated:
-                env.reset()
+                observation, _ = env.reset()
             frames.append(_raw_frame(env))
             seen.append(env.slots)
     finally:
         env.close()
     whole = {f.name: torch.cat([getattr(slots, f.name) for slots in seen]) for f in fields(Slots)}
-    return frames, Slots(**whole), 1 / statistics.median(seconds)
+    return frames, Slots(**whole), 1 / statistics.median(seconds), won
 
 
 def _raw_frame(env: ObjectSlots) -> Image:

@@ -31,7 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
-from objrl.agents.agent import AGENT, Agent, AgentConfig, load_agent
+from objrl.agents.agent import Agent, AgentConfig, load_agent
 from objrl.agents.envs import PIXELS
 from objrl.atomic import write_atomically
 from objrl.wrappers import VecObjectSlots
@@ -50,7 +50,7 @@ class RobustnessConfig:
     """Let agents play games that look different."""
 
     agents: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs of `objrl train`, or agents' files."""
+    """Folders of runs of `objrl train`, agents' files, or names of shipped ones."""
     changes: tuple[str, ...] = ("unchanged", "recoloured")
     """unchanged, recoloured, hidden:CLASS (a class of OCAtari's)."""
     games: int = 10
@@ -207,7 +207,7 @@ def main(config: RobustnessConfig) -> list[dict[str, Any]]:
     entries = {(entry["agent"], entry["change"]): entry for entry in kept}
     usual: dict[str, Frame] = {}
     for path in config.agents:
-        agent = load_agent(path / AGENT if path.is_dir() else path)
+        agent = load_agent(path)
         what, name = agent.config, path.name
         if what.sees not in ("slots", "pixels"):
             raise ValueError(

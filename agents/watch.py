@@ -12,8 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import tyro
 
-from objrl.agents.agent import AGENT, Agent, load_agent
+from objrl.agents.agent import Agent, load_agent
 from objrl.draw import Image, write_video
 
 FPS = 15
@@ -26,8 +27,8 @@ LONGEST = 5000
 class WatchConfig:
     """Let a trained agent play, and film it with its objects drawn."""
 
-    agent: Path
-    """agent.safetensors of a run, or the run's folder."""
+    agent: tyro.conf.Positional[Path]
+    """agent.safetensors of a run, the run's folder, or the name of a shipped agent: pong."""
     games: int = 1
     """How many to play."""
     out: Path = Path("watch.mp4")
@@ -51,8 +52,7 @@ def watch(config: WatchConfig) -> list[float]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     torch.set_num_threads(config.threads)
-    path = config.agent / AGENT if config.agent.is_dir() else config.agent
-    agent = load_agent(path, device=config.device, seed=config.seed)
+    agent = load_agent(config.agent, device=config.device, seed=config.seed)
     scores = film(agent, config.out, config.games)
     for number, score in enumerate(scores, start=1):
         print(f"game {number}: {score:g}")

@@ -26,7 +26,7 @@ from scipy.stats import trim_mean
 
 from benchmarks.markdown import NONE, machine, table
 from objrl.agents.compare import KINDS
-from objrl.agents.envs import make_envs
+from objrl.agents.ship import at_random
 from objrl.agents.train import CURVE
 from objrl.atomic import replacing, write_atomically
 
@@ -36,7 +36,7 @@ HUMAN = {
     **{"Pong": 14.6, "Boxing": 12.1, "Freeway": 29.6, "SpaceInvaders": 1668.7},
     "Asterix": 8503.3,
 }
-"""Returns of a human tester (Wang et al. 2016, arXiv 1511.06581)."""
+"""Returns of a human tester (Wang et al. 2016, arXiv 1511.06581, as Agent57's table has them)."""
 
 NAMES = {
     "space": "slots of SPACE",
@@ -186,22 +186,9 @@ def _text(curves: Iterable[Curve]) -> str:
 
 def _play_at_random(chance: Curve, games: int) -> Curve:
     """Play with actions drawn at random; true returns."""
-    envs = make_envs(f"ALE/{chance.game}-v5", "pixels", 8, learning=False, seed=2**20)
-    rng = np.random.default_rng(0)
-    envs.reset()
-    returns: list[float] = []
-    # The first to end are the shortest: each environment gives as many.
-    counts = np.zeros(8, int)
-    share = -(-games // 8)
-    while counts.min() < share:
-        _, _, _, infos = envs.step(rng.integers(0, envs.action_space.n, 8))  # type: ignore[attr-defined]
-        for index, info in enumerate(infos):
-            if "episode" in info and counts[index] < share:
-                counts[index] += 1
-                returns.append(info["episode"]["r"])
-    envs.close()
-    score = {"score": str(np.mean(returns)), "evaluated": str(np.mean(returns))}
-    row = {"steps": "0", "games": str(len(returns)), **score, "spread": str(np.std(returns))}
+    found = at_random(f"ALE/{chance.game}-v5", games)
+    score = {"score": str(found["return"]), "evaluated": str(found["return"])}
+    row = {"steps": "0", "games": str(found["games"]), **score, "spread": str(found["spread"])}
     return Curve(*_fields(chance), (row,))
 
 

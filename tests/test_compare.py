@@ -19,7 +19,6 @@ from objrl.agents.agent import AGENT
 from objrl.agents.compare import CompareConfig, Run, plan
 from objrl.agents.train import COLUMNS as TRAINED
 from objrl.agents.train import CURVE
-from objrl.wrappers import AtariVecEnv
 
 
 def write_run(folder: Path, steps: int, score: float, evaluated: float | str) -> None:
@@ -113,17 +112,6 @@ def test_the_page_says_what_the_curves_say_and_keeps_it(
     with (tmp_path / "agents" / "curves.csv").open() as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
     assert main(AgentsConfig(tmp_path / "gone", config.out, 8)) == page
-
-
-def test_at_random_every_environment_gives_as_many_games(monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(env_id: str, sight: str, count: int, **options: Any) -> AtariVecEnv:
-        return AtariVecEnv(env_id, count, screen_size=20, max_num_frames_per_episode=200)
-
-    monkeypatch.setattr(agents, "make_envs", cut)
-    empty = agents.Curve("Pong", "random", agents.Group("random", 0), 0, ())
-    (row,) = agents._play_at_random(empty, 20).rows
-    assert row["games"] == "24"
-    assert -3 <= float(row["score"]) <= 1
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:

@@ -44,7 +44,7 @@ def _to_zero(start: float) -> Callable[[float], float]:
     return lambda remaining: remaining * start
 
 
-_PPO = {"n_steps": 128, "n_epochs": 4, "batch_size": 256, "vf_coef": 0.5, "ent_coef": 0.01}
+_PPO = {"n_steps": 128, "batch_size": 256, "vf_coef": 0.5, "ent_coef": 0.01}
 _DQN = {
     "train_freq": 4,
     "gradient_steps": 1,
@@ -54,8 +54,12 @@ _DQN = {
 }
 
 _RECIPES: dict[tuple[Algorithm, bool], Recipe] = {
-    ("ppo", True): Recipe(8, 4, {**_PPO, "clip_range": 0.1}, 2.5e-4, falling=True),
-    ("ppo", False): Recipe(8, 1, {**_PPO, "clip_range": 0.1}, 5e-4, falling=True, layers=(64,)),
+    ("ppo", True): Recipe(
+        *(8, 4, {**_PPO, "n_epochs": 4, "clip_range": 0.1}), learning_rate=2.5e-4, falling=True
+    ),
+    ("ppo", False): Recipe(
+        *(8, 1, {**_PPO, "n_epochs": 8, "clip_range": 0.2}), learning_rate=5e-4, layers=(64,)
+    ),
     ("dqn", True): Recipe(
         *(1, 4, {**_DQN, "buffer_size": 100_000, "learning_starts": 100_000, "batch_size": 32}),
         learning_rate=1e-4,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from objrl.models import space
 from objrl.models.median import Median, MedianConfig
 from objrl.models.scalor import Scalor
 from objrl.models.space import Space, SpaceConfig
@@ -344,8 +345,9 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ids=["space", *(f"scalor, {kind}" for kind in BACKGROUNDS)],
 )
 def test_a_step_neither_loops_over_environments_nor_waits_for_the_host(
-    make: Callable[[], Perceiver],
+    make: Callable[[], Perceiver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(space, "_on_host", lambda tensor: False)  # as on CUDA
     perceiver = make()
     counts = []
     for envs in (1, 8):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from objrl import load
+from objrl.frames import to_image
+from objrl.models import space
 from objrl.models.boxes import clip_boxes, tight_boxes
 from objrl.models.space import Space, SpaceConfig, SpaceOutput
 from objrl.models.space_background import Static
@@ -313,3 +315,24 @@ def test_before_a_smooth_background_boxes_are_the_masks_own() -> None:
     torch.testing.assert_close(seen.outline, masks)
     tight = clip_boxes(tight_boxes(masks, seen.z_where), (48, 64))
     torch.testing.assert_close(slots.scale, tight[..., :2])
+
+
+def test_cells_without_an_object_are_left_out_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(TINY).eval()
+    frames = torch.zeros(3, 48, 64, 3, dtype=torch.uint8)  # less than is another scene differs
+    frames[:, 10:30, 10:40] = torch.randint(0, 255, (3, 20, 30, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        presence = torch.sigmoid(model.infer(to_image(frames, 48, 64)).logit)
+        best = presence[..., 0].sort(descending=True).values[:, :8]
+        # Between the fifth and the sixth likeliest of the frame that has the most.
+        model.config = replace(TINY, threshold=float((best[:, 4].max() + best[:, 5].max()) / 2))
+        seen = model.perceive(frames, model.config.threshold)
+        assert 5 <= int((seen.z_where != 0).any(-1).sum(1).max()) < model.max_slots
+        spared = model.detect(frames)
+        monkeypatch.setattr(space, "_on_host", lambda tensor: False)
+        whole = model.detect(frames)
+    assert bool(spared.mask.any())
+    for name in ("position", "scale", "depth", "what", "presence"):
+        torch.testing.assert_close(getattr(spared, name), getattr(whole, name), msg=name)

@@ -200,13 +200,19 @@ class Space(nn.Module):
         scene = layers.mean + (1 - layers.alpha) * self.background.generate(batch).image
         return scene.clamp(0, 1)
 
-    def perceive(self, frames: Tensor) -> Percept:
-        """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture."""
+    def perceive(self, frames: Tensor, least: float = 0.0) -> Percept:
+        """See (B, H, W, 3) uint8 frames as an agent needs it: posterior means, no picture.
+
+        Where that saves time, cells whose presence is `least` or below are not looked into: their
+        rows are zeros, and come last as they do anyway.
+        """
         net = self.foreground
         shown, _ = self._shown(to_image(frames, *self.config.frame_size))
         cells = net.infer(shown)
         presence = torch.sigmoid(cells.logit)
         index = self._choose(presence, self.max_slots)
+        if least > 0 and _on_host(presence):  # elsewhere, to wait for the count would take longer
+            index = index[:, : max(1, int((presence > least).sum(1).max()))]
         where = take(net.where(cells.scale.mean, cells.shift.mean), index)
         # Where the background is known, what differs from it shows an object's outline for free;
         # in black and white, so that the outline's half height is at the pixels' borders.
@@ -252,7 +258,8 @@ class Space(nn.Module):
         Returns:
             What is seen, and the objects' tight boxes (B, K, 4).
         """
-        config, seen = self.config, self.perceive(frames)
+        config = self.config
+        seen = self.perceive(frames, config.threshold)
         box = tight_boxes(seen.outline, seen.z_where, config.reach)
         box = clip_boxes(box, config.frame_size)
         here = seen.presence > config.threshold
@@ -317,6 +324,11 @@ class Percept:
     z_depth: Tensor
     z_what: Tensor
     outline: Tensor
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Say whether values can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
 
 
 def _pad_rows(field: Tensor, rows: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,10 @@ def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Age
             "it sees would be another world to it. Train it anew, or take objrl's version of then"
         )
     envs = config.envs(1, learning=False, seed=seed, device=device)
-    model = config.build(envs, seed=seed, device=device)
+    with warnings.catch_warnings():
+        # Its rollouts would be too short for its batches here; it has none.
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        model = config.build(envs, seed=seed, device=device)
     put_back(tensors, model.policy)
     return Agent(config, model, envs, json.loads(header["about"]))
 

@@ -54,7 +54,7 @@ class TrainConfig:
     """What it sees: objects of a perceiver, pixels (four grey frames of 84 x 84), or the objects
     that OCAtari reads from the RAM."""
     steps: float = 1e6
-    """Actions in all environments together."""
+    """Actions in all environments together; PPO ends with the rollout in which they are done."""
     weights: str | None = None
     """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
     extractor: Literal["set", "deepsets", "relational", "flat"] = "set"

@@ -185,7 +185,9 @@ def test_relations_are_those_of_the_likeliest_rows() -> None:
 
 def test_deep_sets_by_hand() -> None:
     net = build(DeepSetsExtractor, space(3, keys=("position", "presence")))
-    net.embed = net.out = nn.Sequential()  # what is pooled are x, y and presence themselves
+    # What is pooled are x, y and presence themselves.
+    net.embed, net.out = nn.Linear(net.row_inputs, 3, bias=False), nn.Sequential()
+    net.embed.weight.data = torch.eye(3, net.row_inputs)
     position = torch.tensor([[[0.8, -1.0], [0.25, 0.5], [7.0, 7.0]]], requires_grad=True)
     presence = torch.tensor([[[0.5], [1.0], [0.0]]], requires_grad=True)
     features = net({"position": position, "presence": presence})
@@ -197,6 +199,17 @@ def test_deep_sets_by_hand() -> None:
     each = 1 / 16 + 1 / 1.5
     expected = [[0.5 * each + 0.5, 0.5 * each], [each, each + 1], [0, 0]]
     torch.testing.assert_close(position.grad[0], torch.tensor(expected))
+
+
+def test_a_newest_position_is_told_by_waves_too() -> None:
+    net = build(DeepSetsExtractor, space(2, keys=("position", "presence"), stack=2))
+    position = torch.tensor([[[0.9, 0.9, 0.5, -0.25], [0.1, 0.1, 0.2, 0.2]]])
+    presence = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
+    waves = net.read({"position": position, "presence": presence}).inputs[0, :, 6:]
+    angles = torch.tensor([0.5 * w for w in (1, 2, 4, 8)] + [-0.25 * w for w in (1, 2, 4, 8)])
+    expected = torch.cat([(torch.pi * angles).sin(), (torch.pi * angles).cos()])
+    torch.testing.assert_close(waves[0], expected)
+    assert not waves[1].any()  # who is not in the newest frame
 
 
 @pytest.mark.parametrize("kind", EVERY)

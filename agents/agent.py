@@ -53,7 +53,7 @@ class AgentConfig:
     obs: Sight
     weights: str | None
     """Of the perceiver, by name or path; None where nothing is perceived."""
-    extractor: Literal["set", "deepsets", "relational", "flat"] = "set"
+    extractor: Literal["set", "deepsets", "relational", "flat"] = "deepsets"
     """What makes features of objects."""
     encoder: Literal["freeze", "finetune", "joint"] = "freeze"
     """Slots in the buffer; or pixels, and the encoder learns with the agent, its own loss too."""

@@ -151,13 +151,13 @@ class SlotExtractor(_Extractor):
         super().__init__(observation_space, {**sizes, "blocks": blocks, "questions": questions})
         if width % heads:
             raise ValueError(f"width: expected a multiple of heads={heads}, got {width}")
-        self.embed = nn.Sequential(_embedding(self.row_inputs, width), nn.ReLU())
+        self.embed = _embedding(self.row_inputs, width)
         self.always = nn.Parameter(torch.randn(1, 1, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.questions = nn.Parameter(torch.randn(1, questions, width))
         self.answers = _Attention(width, heads)
-        self.out = nn.Sequential(nn.Linear((questions + 3) * width, features_dim), nn.ReLU())
+        self.out = nn.Sequential(nn.Linear((questions + 1) * width, features_dim), nn.ReLU())
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """(B, K, ·) by key -> (B, D)."""
@@ -171,9 +171,10 @@ class SlotExtractor(_Extractor):
         bias = F.pad(logs, (1, 0))[:, None, None]
         for block in self.blocks:
             tokens = block(tokens, bias)
-        answers = self.answers(self.questions.expand(batch, -1, -1), self.norm(tokens), bias)
-        summary = _summary(tokens[:, 1:].relu(), rows.weight)
-        features: Tensor = self.out(torch.cat([answers.flatten(1), summary], dim=1))
+        tokens = self.norm(tokens)
+        answers = self.answers(self.questions.expand(batch, -1, -1), tokens, bias)
+        most = (tokens[:, 1:].relu() * rows.weight[..., None]).amax(1)
+        features: Tensor = self.out(torch.cat([answers.flatten(1), most], dim=1))
         return features
 
 
@@ -320,11 +321,6 @@ class _Block(nn.Module):
             *(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU()),
             nn.Linear(2 * width, width),
         )
-        # At first rows are what they are by themselves, as in `DeepSetsExtractor`: to begin with
-        # everybody looking at everybody, alike, learns more slowly.
-        for last in (self.attention.out, self.think[-1]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
 
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
         calm = self.norm(tokens)

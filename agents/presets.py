@@ -58,7 +58,7 @@ _RECIPES: dict[tuple[Algorithm, bool], Recipe] = {
         *(8, 4, {**_PPO, "n_epochs": 4, "clip_range": 0.1}), learning_rate=2.5e-4, falling=True
     ),
     ("ppo", False): Recipe(
-        *(8, 1, {**_PPO, "n_epochs": 8, "clip_range": 0.2}), learning_rate=5e-4, layers=(64,)
+        *(8, 1, {**_PPO, "n_epochs": 8, "clip_range": 0.2}), learning_rate=1e-3, layers=(64,)
     ),
     ("dqn", True): Recipe(
         *(1, 4, {**_DQN, "buffer_size": 100_000, "learning_starts": 100_000, "batch_size": 32}),

@@ -57,8 +57,9 @@ class TrainConfig:
     """Actions in all environments together; PPO ends with the rollout in which they are done."""
     weights: str | None = None
     """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
-    extractor: Literal["set", "deepsets", "relational", "flat"] = "set"
-    """What makes features of objects: attention, sums, pairs, or row by row."""
+    extractor: Literal["set", "deepsets", "relational", "flat"] = "deepsets"
+    """What makes features of objects: attention, sums, pairs, or row by row. Of these sums learnt
+    Pong fastest, and cost least."""
     encoder: Literal["freeze", "finetune", "joint"] = "freeze"
     """With slots: the encoder stays as it is; or it learns by the agent's loss; or by its own,
     too."""

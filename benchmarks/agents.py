@@ -241,7 +241,9 @@ def _page(curves: Sequence[Curve], groups: Sequence[Group]) -> str:
         "repeated), learns from clipped rewards and lost lives, and is scored by whole games and "
         "true returns. Kinds differ in what is seen alone: slots of the shipped weights and the "
         "RAM's objects through the same extractor and hyperparameters, ours; four grey frames of "
-        "84 x 84 through NatureCNN with the RL Zoo's.",
+        "84 x 84 through NatureCNN with the RL Zoo's. Ours were tried out on Pong with the RAM's "
+        "objects, up to 500,000 actions and mostly one seed; the Zoo's are as published, which "
+        "favours objects.",
         "- *Learning* is the mean return of the last 100 games that an agent learnt from, at a "
         "quarter, half and all of its actions. *Evaluated* is the last evaluation, ten games with "
         "the likeliest actions; *best* the best of all evaluations, which is biased upwards, and "

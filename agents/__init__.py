@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name's module when it is asked for: the demo needs no Stable-Baselines3."""
+    """Import a name's module when it is asked for: Stable-Baselines3 takes seconds."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

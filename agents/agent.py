@@ -13,17 +13,18 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from objrl.agents import extractors
 from objrl.agents.end_to_end import EncoderAdam, EncoderExtractor
 from objrl.agents.envs import make_envs
-from objrl.agents.presets import Algorithm, Recipe, Sight, recipe_for
+from objrl.agents.presets import Algorithm, Encoder, Extractor, Recipe, Sight, recipe_for
 from objrl.atomic import write_atomically
 from objrl.checkpoint import put_back, read_tensors, tensors_of
 from objrl.weights import WEIGHTS
@@ -34,7 +35,7 @@ AGENT = "agent.safetensors"
 SHIPPED = Path(__file__).parent / "shipped"
 """Folder of the agents that come with objrl, one a game."""
 
-EXTRACTORS = {
+EXTRACTORS: dict[Extractor, type[BaseFeaturesExtractor]] = {
     "set": extractors.SlotExtractor,
     "deepsets": extractors.DeepSetsExtractor,
     "relational": extractors.RelationalExtractor,
@@ -53,9 +54,9 @@ class AgentConfig:
     obs: Sight
     weights: str | None
     """Of the perceiver, by name or path; None where nothing is perceived."""
-    extractor: Literal["set", "deepsets", "relational", "flat"] = "deepsets"
+    extractor: Extractor = "deepsets"
     """What makes features of objects."""
-    encoder: Literal["freeze", "finetune", "joint"] = "freeze"
+    encoder: Encoder = "freeze"
     """Slots in the buffer; or pixels, and the encoder learns with the agent, its own loss too."""
 
     @property
@@ -68,7 +69,25 @@ class AgentConfig:
         """What environments are to show."""
         return "frames" if self.obs == "slots" and self.encoder != "freeze" else self.obs
 
-    def envs(self, count: int, *, learning: bool, seed: int, device: str = "auto") -> VecEnv:
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the perceiver's weights, empty where there are none.
+
+        Raises:
+            FileNotFoundError: they are not there any more.
+        """
+        if self.weights is None:
+            return ""
+        if self.weights in WEIGHTS:
+            return WEIGHTS[self.weights].sha256
+        path = Path(self.weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"weights: expected the perceiver's file {path}, got none")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def envs(
+        self, count: int, *, learning: bool, seed: int, device: str = "auto", threads: int = 1
+    ) -> VecEnv:
         """Make environments for it; see `make_envs`."""
         return make_envs(
             *(self.env, self.sees, count),
@@ -77,6 +96,7 @@ class AgentConfig:
             stack=self.recipe.stack,
             weights=self.weights,
             device=device,
+            threads=threads,
         )
 
     def build(self, envs: VecEnv, *, seed: int, device: str = "auto") -> BaseAlgorithm:
@@ -145,7 +165,7 @@ def save_agent(
     header = {
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(config)),
-        "weights_sha256": _digest(config.weights) if config.weights else "",
+        "weights_sha256": config.digest,
         "about": json.dumps(dict(about)),
     }
     write_atomically(path, safetensors.torch.save(tensors, header))
@@ -165,8 +185,8 @@ def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Age
         seed: of the game.
 
     Raises:
-        FileNotFoundError: no such agent.
-        ValueError: no agent of ours, or the perceiver that it learnt with is not there any more.
+        FileNotFoundError: no such agent, or the perceiver that it learnt with is not there.
+        ValueError: no agent of ours, or its perceiver has changed.
     """
     path = Path(agent)
     if path.is_dir():
@@ -180,7 +200,7 @@ def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Age
         )
     header, tensors = read_tensors(path, "agent", FORMAT, "train it again with `objrl train`")
     config = AgentConfig(**json.loads(header["config"]))
-    if config.weights and _digest(config.weights) != header["weights_sha256"]:
+    if config.digest != header["weights_sha256"]:
         raise ValueError(
             f"{path}: this agent learnt with other weights than {config.weights!r} are now; what "
             "it sees would be another world to it. Train it anew, or take objrl's version of then"
@@ -192,10 +212,3 @@ def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Age
         model = config.build(envs, seed=seed, device=device)
     put_back(tensors, model.policy)
     return Agent(config, model, envs, json.loads(header["about"]))
-
-
-def _digest(weights: str) -> str:
-    """Return the SHA-256 of shipped weights, by name, or of a file."""
-    if weights in WEIGHTS:
-        return WEIGHTS[weights].sha256
-    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()

@@ -23,6 +23,7 @@ from threading import Event
 from typing import Literal
 
 from objrl.agents.agent import AGENT
+from objrl.agents.presets import Algorithm
 from objrl.agents.train import CHECKPOINT, CURVE
 from objrl.weights import WEIGHTS
 from objrl.wrappers.choose import game_of
@@ -43,7 +44,7 @@ class CompareConfig:
     """In ALE's spelling, without ALE/ and -v5."""
     kinds: tuple[Kind, ...] = KINDS
     """What the agents see; games without weights of a kind are left out."""
-    algo: Literal["ppo", "dqn"] = "ppo"
+    algo: Algorithm = "ppo"
     """Algorithm."""
     steps: float = 2e5
     """Actions of each agent."""
@@ -153,12 +154,15 @@ def _train(run: Run, until: float | None, over: Event) -> int:
         return STOPPED
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{run.folder}.log").open("a") as log:
-        process = subprocess.Popen(run.command(), stdout=log, stderr=subprocess.STDOUT)
+        # In a session of its own: Ctrl-C is for us alone, who then ask it to stop once. Twice
+        # would be at once.
+        process = subprocess.Popen(
+            run.command(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         while process.poll() is None:
             if time_is_up():
                 process.send_signal(signal.SIGTERM)
-                process.wait()
-                return STOPPED
+                return process.wait()
             time.sleep(1)
     return process.returncode
 

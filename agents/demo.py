@@ -180,18 +180,25 @@ def _play(
     """Return N = steps + 1 frames, their slots (B = N), frames a second of it all, the reward."""
     env = ObjectSlots(gym.make(config.env, render_mode="rgb_array"), perceiver)
     env.action_space.seed(config.seed)
+    meanings: list[str] = getattr(env.unwrapped, "get_action_meanings", list)()
+    fire = meanings.index("FIRE") if "FIRE" in meanings else None
     try:
         observation, _ = env.reset(seed=config.seed)
         frames, seen = [_raw_frame(env)], [env.slots]
-        seconds, won = [], 0.0
+        seconds, won, waits, lives = [], 0.0, True, 0
         for _ in tqdm(range(config.steps), "playing", unit="frame", leave=False):
             begin = time.perf_counter()
-            action = player.act(observation) if player.act else env.action_space.sample()
-            observation, reward, terminated, truncated, _ = env.step(action)
+            if player.act is None:
+                action = env.action_space.sample()
+            else:  # a game or life may wait for FIRE, which was pressed for it when it learnt, too
+                action = fire if waits and fire is not None else player.act(observation)
+            observation, reward, terminated, truncated, info = env.step(action)
             seconds.append(time.perf_counter() - begin)
             won += float(reward)
+            waits, lives = info.get("lives", 0) < lives, info.get("lives", 0)
             if terminated or truncated:
                 observation, _ = env.reset()
+                waits = True
             frames.append(_raw_frame(env))
             seen.append(env.slots)
     finally:

@@ -38,6 +38,7 @@ def make_envs(
     stack: int = 1,
     weights: str | Perceiver | None = None,
     device: str = "auto",
+    threads: int = 1,
 ) -> VecEnv:
     """Make environments of Stable-Baselines3.
 
@@ -51,25 +52,32 @@ def make_envs(
         stack: frames that are seen at once, those of slots too.
         weights: of the perceiver; by default what is shipped for the game.
         device: where the perceiver computes.
+        threads: that games run in; those of the RAM always run in one.
 
     Raises:
-        ValueError: no such game, or no weights for it.
+        ValueError: no such game, one that is not played as ALE's v5 games are, or no weights.
         ImportError: the RAM's objects are wanted, and OCAtari is not there.
     """
     gym.register_envs(ale_py)
     if env_id not in gym.registry:
         raise unknown_env(env_id)
+    skip = gym.spec(env_id).kwargs.get("frameskip")
+    if not isinstance(skip, int) or "repeat_action_probability" not in gym.spec(env_id).kwargs:
+        raise ValueError(
+            f"env: expected a game of ALE with a fixed number of frames an action, as ALE/Pong-v5, "
+            f"got {env_id!r}"
+        )
     if sight == "ram":
         envs: VecEnv = DummyVecEnv([_ram_env(env_id, learning)] * count)
     else:
-        envs = _ale_envs(env_id, sight, count, learning)
+        envs = _ale_envs(env_id, sight, count, learning, threads)
     envs.seed(seed)
     if sight == "slots":
         envs = VecObjectSlots(envs, weights, device=device)
     return VecFrameStack(envs, stack) if stack > 1 else envs
 
 
-def _ale_envs(env_id: str, sight: Sight, count: int, learning: bool) -> AtariVecEnv:
+def _ale_envs(env_id: str, sight: Sight, count: int, learning: bool, threads: int) -> AtariVecEnv:
     game = gym.spec(env_id).kwargs
     pixels = sight == "pixels"
     return AtariVecEnv(
@@ -80,6 +88,7 @@ def _ale_envs(env_id: str, sight: Sight, count: int, learning: bool) -> AtariVec
         frame_skip=game["frameskip"],
         action_repeat_probability=game["repeat_action_probability"],
         clip_reward=learning,
+        num_threads=threads,
     )
 
 
@@ -91,7 +100,11 @@ def _screen(env_id: str) -> tuple[int, int]:
 
 
 def _ram_env(env_id: str, learning: bool) -> Callable[[], gym.Env[Any, Any]]:
-    """As ALE's vector environments play, game by game: OCAtari reads one RAM at a time."""
+    """Nearly as ALE's vector environments play, game by game: OCAtari reads one RAM at a time.
+
+    SB3's wrappers wait for whole actions at the start, press FIRE before the first action where
+    ALE's has it in that action's place, and play an action unseen after a lost life.
+    """
 
     def make() -> gym.Env[Any, Any]:
         env: gym.Env[Any, Any] = Monitor(gym.make(env_id, render_mode="rgb_array"))

@@ -117,7 +117,7 @@ class _Extractor(BaseFeaturesExtractor):
 
 
 class SlotExtractor(_Extractor):
-    """Rows look at each other by attention, and learned questions look at the rows: the default.
+    """Rows look at each other by attention, and learned questions look at the rows.
 
     The likelier a row holds an object, the more it is looked at. One row more, the same in every
     frame, is always there: it is what an empty frame consists of, and as the others share attention

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 Algorithm = Literal["ppo", "dqn"]
 Sight = Literal["slots", "ram", "pixels", "frames"]
+Extractor = Literal["set", "deepsets", "relational", "flat"]
+Encoder = Literal["freeze", "finetune", "joint"]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
 
-from objrl.agents.agent import Agent, AgentConfig, load_agent
+from objrl.agents.agent import AGENT, Agent, AgentConfig, load_agent
 from objrl.agents.envs import PIXELS
 from objrl.atomic import write_atomically
 from objrl.wrappers import VecObjectSlots
@@ -208,7 +208,7 @@ def main(config: RobustnessConfig) -> list[dict[str, Any]]:
     usual: dict[str, Frame] = {}
     for path in config.agents:
         agent = load_agent(path)
-        what, name = agent.config, path.name
+        what, name = agent.config, path.parent.name if path.name == AGENT else path.name
         if what.sees not in ("slots", "pixels"):
             raise ValueError(
                 f"agents: expected some that see slots of a frozen encoder or pixels, got {path}, "
@@ -218,7 +218,8 @@ def main(config: RobustnessConfig) -> list[dict[str, Any]]:
             usual[what.env] = usual_picture(what.env)
         for change in config.changes:
             scores = play(agent, change, usual[what.env], config)
-            entry = {"agent": name, "env": what.env, "change": change, "returns": scores}
+            entry = {"agent": name, "env": what.env, "change": change, "seed": config.seed}
+            entry["returns"] = scores
             entries[name, change] = entry
             print(f"{name} {change}: {np.mean(scores):.1f} ± {np.std(scores):.1f}", flush=True)
     found = [entries[key] for key in sorted(entries)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,14 +27,18 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from objrl.agents.agent import AGENT, AgentConfig, load_agent, save_agent
-from objrl.agents.presets import Algorithm
+from objrl.agents.presets import Algorithm, Encoder, Extractor
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
 from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
 from objrl.stopping import asked_to_stop
+from objrl.weights import WEIGHTS
 from objrl.wrappers.choose import game_of, weights_for
 
 ZIP, CHECKPOINT, CURVE, VIDEO = "agent.zip", "checkpoint.safetensors", "curve.csv", "best.mp4"
+
+_REFILL = 1_000
+"""Steps for which a resumed DQN, whose memory of what it saw was not kept, acts at random."""
 
 COLUMNS = ("steps", "games", "score", "evaluated", "spread", "wall_seconds", "cpu_seconds")
 """Of the curve; `score` is the mean return of the last 100 games that it learnt from."""
@@ -57,10 +63,10 @@ class TrainConfig:
     """Actions in all environments together; PPO ends with the rollout in which they are done."""
     weights: str | None = None
     """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
-    extractor: Literal["set", "deepsets", "relational", "flat"] = "deepsets"
+    extractor: Extractor = "deepsets"
     """What makes features of objects: attention, sums, pairs, or row by row. Of these sums learnt
     Pong fastest, and cost least."""
-    encoder: Literal["freeze", "finetune", "joint"] = "freeze"
+    encoder: Encoder = "freeze"
     """With slots: the encoder stays as it is; or it learns by the agent's loss; or by its own,
     too."""
     seed: int = 0
@@ -98,14 +104,19 @@ def train(config: TrainConfig) -> Path:
     agent = _agent(config)
     name = f"{game_of(config.env)}-{config.obs}-{config.algo}-{config.seed}"
     out = config.out or Path("runs/agents") / name
-    checkpoint = _checkpoint(config, out)
+    checkpoint = _checkpoint(config, agent, out)
     done = checkpoint.about["steps"] if checkpoint else 0
-    # Games cannot be resumed: others begin.
+    # Games cannot be resumed: others begin, and other samples are drawn.
+    seed = _derived(config.seed, done)
     envs = agent.envs(
-        agent.recipe.envs, learning=True, seed=config.seed + done, device=config.device
+        *(agent.recipe.envs,),
+        learning=True,
+        seed=seed,
+        device=config.device,
+        threads=config.threads,
     )
     try:
-        model = agent.build(envs, seed=config.seed, device=config.device)
+        model = agent.build(envs, seed=seed, device=config.device)
         model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
         course = Course(config, agent, out)
         if checkpoint:
@@ -113,12 +124,13 @@ def train(config: TrainConfig) -> Path:
         with asked_to_stop() as stop:
             course.stop = stop
             left = int(config.steps) - done
-            model.learn(left, course, reset_num_timesteps=checkpoint is None)
+            if left > 0:
+                model.learn(left, course, reset_num_timesteps=checkpoint is None)
             if course.stopped:
                 raise KeyboardInterrupt
+            course.finish(model)
     finally:
         envs.close()
-    course.finish(model)
     if config.video:
         film(load_agent(out / AGENT, device=config.device), out / VIDEO)
     return out / AGENT
@@ -137,6 +149,16 @@ def _check(config: TrainConfig) -> None:
             f"obs: expected slots with weights or an encoder that learns, got {config.obs!r}; "
             "leave --weights and --encoder out"
         )
+    if config.algo == "dqn" and config.encoder != "freeze":
+        raise ValueError(
+            "algo: expected ppo with an encoder that learns, got dqn, whose memory would hold "
+            "100,000 frames in colour, 20 GB; take --algo ppo, or --encoder freeze"
+        )
+
+
+def _derived(seed: int, *what: int) -> int:
+    """Return a seed for a part of a run, far from those of other parts and of other runs."""
+    return int(np.random.SeedSequence([seed, *what]).generate_state(1)[0]) % 2**30
 
 
 def _agent(config: TrainConfig) -> AgentConfig:
@@ -144,12 +166,14 @@ def _agent(config: TrainConfig) -> AgentConfig:
     if config.obs == "slots" and weights is None:
         gym.register_envs(ale_py)
         weights = weights_for(config.env)
+    if weights is not None and weights not in WEIGHTS:
+        weights = str(Path(weights).resolve())  # the agent is to find it from anywhere
     return AgentConfig(
         *(config.env, config.algo, config.obs, weights), config.extractor, config.encoder
     )
 
 
-def _checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
+def _checkpoint(config: TrainConfig, agent: AgentConfig, out: Path) -> Checkpoint | None:
     """Return the run's last checkpoint, if it is to be resumed."""
     path = out / CHECKPOINT
     if not config.resume:
@@ -160,19 +184,24 @@ def _checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
             )
         return None
     checkpoint = load_checkpoint(path)
-    given = _plain(config)
-    other = [key for key, value in checkpoint.about["config"].items() if given.get(key) != value]
+    given = json.loads(json.dumps(_plain(config, agent)))
+    other = [key for key, value in given.items() if checkpoint.about["config"].get(key) != value]
     if other:
         raise ValueError(
-            f"resume: expected the options of the run in {out}, got another {', '.join(other)}"
+            f"resume: expected the options of the run in {out}, got another {', '.join(other)} "
+            "(recipe and digest also change with objrl and its weights); take another --out"
         )
     return checkpoint
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
+def _plain(config: TrainConfig, agent: AgentConfig) -> dict[str, Any]:
     """Return what a run and its resumption must have in common."""
     chosen = ("env", "algo", "obs", "steps", "weights", "extractor", "encoder", "seed")
-    return {name: getattr(config, name) for name in chosen}
+    return {
+        **{name: getattr(config, name) for name in chosen},
+        "recipe": dataclasses.asdict(agent.recipe),
+        "digest": agent.digest,
+    }
 
 
 class Clock:
@@ -225,9 +254,10 @@ class Course(BaseCallback):
         about = checkpoint.about
         restore(checkpoint, model.policy, [model.policy.optimizer])
         model.num_timesteps = about["steps"]
-        if isinstance(model, DQN):  # its memory was not kept: it fills again first
-            model.learning_starts += about["steps"]
+        if isinstance(model, DQN):
+            model.learning_starts = about["steps"] + min(model.learning_starts, _REFILL)
         self.rows, self.best, self.games = about["rows"], about["best"], about["games"]
+        self._returns.extend(about["returns"])
         self._clock = Clock(**about["spent"])
         self._evaluated = self._kept = about["steps"]
 
@@ -235,6 +265,7 @@ class Course(BaseCallback):
         """Evaluate what was learnt in the end, and write everything."""
         self.model = model
         self.num_timesteps = model.num_timesteps
+        self._keep()
         self._evaluate()
         self._keep()
         if self._rivals is not None:
@@ -253,9 +284,6 @@ class Course(BaseCallback):
                 self._returns.append(info["episode"]["r"])
                 self.games += 1
         self._bar.update(self.num_timesteps - self._bar.n)
-        self.stopped = self.stop()
-        if self.stopped:
-            self._keep()
         return not self.stopped
 
     def _on_rollout_start(self) -> None:
@@ -265,7 +293,9 @@ class Course(BaseCallback):
             self._bar.set_postfix(score=f"{np.mean(self._returns):.1f}", **best)
         if self.num_timesteps - self._evaluated >= self.config.evaluate_every:
             self._evaluate()
-        if self.num_timesteps - self._kept >= self.config.checkpoint_every:
+        # Here, and not within a rollout, of which nothing would have been learnt.
+        self.stopped = self.stop()
+        if self.stopped or self.num_timesteps - self._kept >= self.config.checkpoint_every:
             self._keep()
 
     def _evaluate(self) -> None:
@@ -276,8 +306,9 @@ class Course(BaseCallback):
                 self._rivals = self.agent.envs(
                     min(self.config.episodes, 8),
                     learning=False,
-                    seed=self.config.seed + 2**20,  # no game that it learns from
+                    seed=_derived(self.config.seed, 0, 1),  # no game that it learns from
                     device=self.config.device,
+                    threads=self.config.threads,
                 )
             scores, _ = evaluate_policy(
                 *(self.model, self._rivals, self.config.episodes), return_episode_rewards=True
@@ -306,11 +337,12 @@ class Course(BaseCallback):
         self._kept = self.num_timesteps
         self._row()
         about = {
-            "config": _plain(self.config),
+            "config": _plain(self.config, self.agent),
             "steps": self.num_timesteps,
             "rows": self.rows,
             "best": self.best,
             "games": self.games,
+            "returns": list(self._returns),
             "spent": {"wall": self._clock.wall, "cpu": self._clock.cpu},
         }
         policy = self.model.policy

@@ -20,7 +20,7 @@ from objrl.draw import Image, write_video
 FPS = 15
 """As fast as the game: the v5 games act on every fourth of 60 frames a second."""
 LONGEST = 5000
-"""Steps of a film at most: a policy may get stuck."""
+"""Steps of a film for each game: a policy may get stuck."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def watch(config: WatchConfig) -> list[float]:
     scores = film(agent, config.out, config.games)
     for number, score in enumerate(scores, start=1):
         print(f"game {number}: {score:g}")
+    if len(scores) < config.games:
+        print(f"cut after {LONGEST * config.games:,} steps")
     print(f"wrote {config.out}")
     return scores
 
@@ -71,7 +73,7 @@ def _play(agent: Agent, games: int, scores: list[float]) -> Iterator[Image]:
     """Yield what is seen step by step; put the returns into `scores`."""
     envs = agent.envs
     observation = envs.reset()
-    for _ in range(LONGEST):
+    for _ in range(LONGEST * games):
         yield _enlarged(envs.get_images()[0])
         action, _ = agent.model.predict(observation, deterministic=True)  # type: ignore[arg-type]
         observation, _, _, infos = envs.step(action)

@@ -95,8 +95,14 @@ class Curve:
         return int(self.rows[-1]["steps"]) >= self.group.budget
 
     def at(self, steps: float, column: str = "score") -> float:
-        """Return what a column says by then: its last entry up to there, NaN where none is."""
-        found = [row[column] for row in self.rows if row[column] and int(row["steps"]) <= steps]
+        """Return what a column says by then: its last entry up to there, NaN where none is.
+
+        A run ends with a whole rollout, some steps beyond its budget: that is its end, too.
+        """
+        budget = self.group.budget
+        found = [
+            r[column] for r in self.rows if r[column] and min(int(r["steps"]), budget) <= steps
+        ]
         return float(found[-1]) if found else np.nan
 
 
@@ -239,17 +245,19 @@ def _page(curves: Sequence[Curve], groups: Sequence[Group]) -> str:
         "",
         "- Everybody plays ALE's v5 games (four frames an action, a quarter of the actions "
         "repeated), learns from clipped rewards and lost lives, and is scored by whole games and "
-        "true returns. Kinds differ in what is seen alone: slots of the shipped weights and the "
+        "true returns. Kinds differ in what is seen: slots of the shipped weights and the "
         "RAM's objects through the same extractor and hyperparameters, ours; four grey frames of "
         "84 x 84 through NatureCNN with the RL Zoo's. Ours were tried out on Pong with the RAM's "
         "objects, up to 500,000 actions and mostly one seed; the Zoo's are as published, which "
-        "favours objects.",
+        "favours objects. Pixels are the brighter of an action's last two frames, slots are seen "
+        "in the last alone. The RAM's games run one by one, under SB3's wrappers, which wait for "
+        "whole actions at the start and play one unseen after a lost life.",
         "- *Learning* is the mean return of the last 100 games that an agent learnt from, at a "
         "quarter, half and all of its actions. *Evaluated* is the last evaluation, ten games with "
         "the likeliest actions; *best* the best of all evaluations, which is biased upwards, and "
         "what `agent.safetensors` holds. Means over the seeds, ± half their range.",
-        "- CPU and wall seconds are those of learning, one thread an agent, on a machine that did "
-        "other things beside; they tell orders of magnitude.",
+        "- CPU and wall seconds are those of learning, one thread an agent and one for its games, "
+        "on a machine that did other things beside; they tell orders of magnitude.",
         "",
     ]
     for group in groups:
@@ -310,8 +318,9 @@ def _summary(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[str]:
     common = set.intersection(*(set(runs) for runs in done.values()))
     seeds = sorted({seed for _, seed in common})
     games = [g for g in sorted({g for g, _ in common}) if all((g, s) in common for s in seeds)]
+    games = [game for game in games if game in HUMAN]
     if not games:
-        return ["No game has runs of all kinds that have ended yet."]
+        return ["No game with a human's return has runs of all kinds that have ended yet."]
     for kind in kinds:
         scores = np.array(
             [[_human_share(done[kind][g, s], chance[g]) for g in games] for s in seeds]

@@ -120,7 +120,7 @@ _RULES = f"""\
 - *Count error* is the mean over frames of |found - there| / there, by centre. *CPU-s* is the
   training's, as the header of the weights has it.
 - How objects are followed from frame to frame, by SPACE with the tracker and by SCALOR:
-  [following.md](following.md).
+  [following.md](following.md). Whether an agent plays better for it: [agents.md](agents.md).
 - Main games are {", ".join(map(title, MAIN_GAMES))}.
 - A mean is given where every row has the figure."""
 

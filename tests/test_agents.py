@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from objrl.agents import presets
+from objrl.agents import train as train_module
 from objrl.agents.agent import AGENT, load_agent
 from objrl.agents.presets import Recipe, recipe_for
 from objrl.agents.train import CHECKPOINT, CURVE, VIDEO, ZIP, Course, TrainConfig, train
 from objrl.agents.watch import WatchConfig, watch
-from objrl.checkpoint import load_checkpoint
+from objrl.checkpoint import Checkpoint, load_checkpoint, tensors_of
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
@@ -91,39 +94,93 @@ def test_who_watches_gets_the_returns_and_a_film(
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Course._on_step
+    begin, go_on = Course._on_rollout_start, Course.go_on
+    seeds: list[int | None] = []
 
-    def interrupted(course: Course) -> bool:
-        course.stop = lambda: course.num_timesteps >= 40
-        return step(course)
+    def interrupted(course: Course) -> None:
+        course.stop = lambda: course.num_timesteps >= 32
+        course._returns.extend([3.0, 4.0] * (course.num_timesteps == 0))
+        begin(course)
+
+    def watched(course: Course, model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+        go_on(course, model, checkpoint)
+        # The policy, its optimiser and the last returns are as they were; the games are others.
+        for name, value in tensors_of(model.policy).items():
+            assert torch.equal(value, checkpoint.tensors[f"model.{name}"]), name
+        states = model.policy.optimizer.state_dict()["state"]
+        assert states
+        for number, state in states.items():
+            for name, value in state.items():
+                assert torch.equal(value, checkpoint.tensors[f"optimizer.0.{number}.{name}"])
+        assert list(course._returns)[:2] == [3.0, 4.0]
+        assert model.env is not None
+        seeds.extend(model.env.unwrapped._seeds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Course, "_on_step", interrupted)
+        patch.setattr(Course, "_on_rollout_start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config(tmp_path))
-    kept = load_checkpoint(tmp_path / CHECKPOINT)
-    assert kept.about["steps"] == 40
+    # It stopped with whole rollouts, two environments for 16 steps each.
+    assert load_checkpoint(tmp_path / CHECKPOINT).about["steps"] == 32
     with pytest.raises(FileExistsError, match="--resume"):
         train(config(tmp_path))
     with pytest.raises(ValueError, match="another seed"):
         train(config(tmp_path, seed=1, resume=True))
+    with monkeypatch.context() as patch:
+        recipe = presets._RECIPES["ppo", True]
+        patch.setitem(presets._RECIPES, ("ppo", True), replace(recipe, learning_rate=9.0))
+        with pytest.raises(ValueError, match="another recipe"):
+            train(config(tmp_path, resume=True))
+        patch.undo()
+        patch.setattr(Course, "go_on", watched)
+        make_small(patch)
+        train(config(tmp_path, resume=True))
+    assert not set(seeds) & {0, 1}
+    assert int(rows(tmp_path)[0]["steps"]) == 32
+    assert load_checkpoint(tmp_path / CHECKPOINT).about["steps"] == 64
+
+
+def test_who_is_stopped_while_the_end_is_evaluated_has_learnt_nothing_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "_evaluate", lambda course: signal.raise_signal(signal.SIGTERM))
+        train(config(tmp_path))
+    assert load_checkpoint(tmp_path / CHECKPOINT).about["steps"] == 64
+    assert not (tmp_path / AGENT).exists()
     train(config(tmp_path, resume=True))
-    assert [int(row["steps"]) for row in rows(tmp_path)][:1] == [40]
-    done = load_checkpoint(tmp_path / CHECKPOINT)
-    assert done.about["steps"] >= 64
-    assert any(
-        not torch.equal(value, kept.tensors[name])
-        for name, value in done.tensors.items()
-        if name.startswith("model.")
-    )
+    assert load_agent(tmp_path, device="cpu").about["steps"] == 64
 
 
-def test_it_learns_from_slots_and_finds_its_perceiver_again(tmp_path: Path) -> None:
-    path = train(config(tmp_path, obs="slots", steps=32, env="ALE/SpaceInvaders-v5"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"obs": "slots"},
+        {"obs": "slots", "encoder": "finetune"},
+        {"obs": "slots", "encoder": "joint"},
+        {"obs": "ram"},
+        {"obs": "slots", "algo": "dqn"},
+    ],
+    ids=lambda options: "-".join(options.values()),
+)
+def test_it_learns_from_objects_and_is_found_again(
+    tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if options["obs"] == "ram":
+        pytest.importorskip("ocatari")
+    dqn = presets._RECIPES["dqn", False]
+    small = {**dqn.arguments, "buffer_size": 100, "learning_starts": 10}
+    monkeypatch.setitem(presets._RECIPES, ("dqn", False), replace(dqn, arguments=small))
+    # Whole games take their time, and are played elsewhere.
+    monkeypatch.setattr(train_module, "evaluate_policy", lambda *_, **__: ([1.0], [1]))
+    path = train(config(tmp_path, steps=32, env="ALE/SpaceInvaders-v5", **options))
     agent = load_agent(path, device="cpu")
-    assert agent.config.weights == "space-space_invaders"
+    assert agent.config.weights == ("space-space_invaders" if options["obs"] == "slots" else None)
     observation = agent.envs.reset()
-    assert set(observation) >= {"position", "presence"}
+    action, _ = agent.model.predict(observation)  # type: ignore[arg-type]
+    assert agent.envs.action_space.contains(action[0])
+    if agent.config.sees != "frames":
+        assert set(observation) >= {"position", "presence"}
     agent.envs.close()
 
 
@@ -134,6 +191,9 @@ def test_it_learns_from_slots_and_finds_its_perceiver_again(tmp_path: Path) -> N
         ({"steps": 1.5}, "whole number"),
         ({"weights": "space-pong"}, "leave --weights and --encoder out"),
         ({"env": "ALE/Pang-v5"}, "Pong"),
+        ({"env": "CartPole-v1"}, "expected a game of ALE"),
+        ({"env": "Pong-v4"}, "fixed number of frames"),
+        ({"algo": "dqn", "obs": "slots", "encoder": "joint"}, "20 GB"),
         ({"resume": True}, "no such checkpoint"),
     ],
 )

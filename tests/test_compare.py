@@ -120,3 +120,11 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
     assert middle == 1.5
     assert low <= middle <= high
     assert interquartile_mean(np.full((3, 2), 4.0)) == (4.0, 4.0, 4.0)
+
+
+def test_the_end_of_a_run_is_beyond_its_budget() -> None:
+    rows = [{"steps": "90", "score": "1"}, {"steps": "104", "score": "5"}]
+    curve = agents.Curve("Pong", "ram", agents.Group("ppo", 100), 0, tuple(rows))
+    assert curve.at(100) == 5
+    assert curve.at(95) == 1
+    assert np.isnan(curve.at(50))

@@ -53,7 +53,7 @@ def test_a_shipped_agent_is_measured_found_by_name_and_plays_the_demo(
     assert names == {"space_invaders" + end for end in (".safetensors", ".zip", ".md")}
     card = path.with_suffix(".md").read_text()
     assert "| the agent, likeliest actions | 300 ± 1.0 | 2 |" in card
-    assert "SlotExtractor" in card
+    assert "`DeepSetsExtractor`" in card
 
     agent = load_agent("space_invaders", device="cpu")
     agent.envs.close()

@@ -85,6 +85,12 @@ VERBS = {
         "draw 3D rooms with objects, to learn from and to score on",
         extra="rooms",
     ),
+    "scenes": Verb(
+        "objrl.pretrain.stills",
+        "ScenesConfig",
+        "generate_stills",
+        "draw still scenes of figures, to learn from and to score on",
+    ),
     "synthetic": Verb(
         "objrl.pretrain.synthetic",
         "SyntheticConfig",

@@ -21,7 +21,6 @@ Letters: N frames, H W pixels.
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import objrl
-from objrl.atomic import write_atomically
 from objrl.pretrain.store import FrameStore, FrameWriter
 from objrl.pretrain.studio import SHAPES, Studio, make_scene
-from objrl.pretrain.truth import holds
+from objrl.pretrain.truth import holds, write_truth
 
 LEAST_SEEN = 1024
 """An object counts when this part of the picture shows it: 16 pixels of 128 x 128."""
@@ -108,16 +106,7 @@ def _fill(config: RoomsConfig, studio: Studio, writer: FrameWriter) -> None:
         range(done, end), desc=str(writer.path), initial=done, total=end, unit="frame"
     ):
         scene = make_scene(config.which, _lots(config, _FRAMES, number))
-        writer.append(
-            frames=studio.draw(scene)[None],
-            action=np.zeros(1, dtype=np.int64),
-            reward=np.zeros(1, dtype=np.float32),
-            terminated=np.ones(1, dtype=np.bool_),
-            truncated=np.zeros(1, dtype=np.bool_),
-            episode=np.full(1, number),
-            stream=np.zeros(1, dtype=np.int64),
-            step=np.zeros(1, dtype=np.int64),
-        )
+        writer.append_still(studio.draw(scene), number)
 
 
 def _label(config: RoomsConfig, studio: Studio, path: Path) -> None:
@@ -131,18 +120,16 @@ def _label(config: RoomsConfig, studio: Studio, path: Path) -> None:
         masks.append(mask)
         boxes += [(number, scene.shape[row], *box) for row, box in seen]
         ignore += [(number, *box) for box in aside]
-    file = io.BytesIO()
-    np.savez_compressed(
-        file,
+    write_truth(
+        path,
         frames=np.stack(frames),
-        classes=np.array(SHAPES),
-        boxes=np.array(boxes, dtype=np.int64).reshape(-1, 6),
-        ignore=np.array(ignore, dtype=np.int64).reshape(-1, 5),
-        game=np.array(_attributes(config)["env_id"]),
+        classes=SHAPES,
+        boxes=boxes,
+        ignore=ignore,
+        game=_attributes(config)["env_id"],
         masks=np.stack(masks),
-        about=np.array(_about(config)),
+        about=_about(config),
     )
-    write_atomically(path, file.getvalue())
     print(f"written: {path}, {config.labelled:,} labelled frames with {len(boxes):,} objects")
 
 

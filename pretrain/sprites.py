@@ -55,9 +55,10 @@ _OUTLINES: dict[str, Callable[[_Points, _Points], npt.NDArray[np.bool_]]] = {
     "ellipse": lambda x, y: np.hypot(x / 0.5, y / 0.36) < 1,
     "heart": lambda x, y: _heart(2.3 * x, 0.1 - 2.3 * y),
     "triangle": lambda x, y: (y < 0.29) & (abs(x) < (y + 0.57) / np.sqrt(3)),
+    "circle": lambda x, y: np.hypot(x, y) < 0.45,
 }
 SHAPES = tuple(_OUTLINES)
-"""dSprites' three, and one more that a detector can be asked about without having seen it."""
+"""dSprites' three, and more that a detector can be asked about without having seen them."""
 
 
 def _heart(x: _Points, y: _Points) -> npt.NDArray[np.bool_]:

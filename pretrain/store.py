@@ -290,6 +290,12 @@ class FrameWriter:
         if len(self._frames) >= BLOCK or time.monotonic() - self._last_commit > SECONDS:
             self.commit()
 
+    def append_still(self, frame: npt.NDArray[np.uint8], number: int) -> None:
+        """Add a frame that is an episode of its own, with nothing before or after it."""
+        one = {name: np.zeros((1, *shape), kind) for name, (shape, kind) in self._layout.items()}
+        one |= {"frames": frame[None], "terminated": np.ones(1, np.bool_)}
+        self.append(**one | {"episode": np.full(1, number)})
+
     def commit(self) -> None:
         """Bring the buffered rows to the file, then count them."""
         if not self._buffer:

@@ -23,7 +23,6 @@ Letters: N frames, H W pixels, M true boxes.
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,12 +32,11 @@ import numpy as np
 from tqdm import tqdm
 
 import objrl
-from objrl.atomic import write_atomically
 from objrl.pretrain.rooms import find_objects
 from objrl.pretrain.sequences import DENSITIES, VIEW, Density, Frames, draw, make_scene
 from objrl.pretrain.sprites import Bank, make_bank
 from objrl.pretrain.store import FrameStore, FrameWriter
-from objrl.pretrain.truth import holds
+from objrl.pretrain.truth import holds, write_truth
 
 _STORED, _LABELLED = 0, 1  # join the seed: no labelled sequence is one of the store
 
@@ -150,20 +148,18 @@ def _label(config: SyntheticConfig, density: Density, bank: Bank, path: Path) ->
             ids += [row for row, _ in seen]
             frames.append(picture)
             masks.append(mask)
-    file = io.BytesIO()
-    np.savez_compressed(
-        file,
+    write_truth(
+        path,
         frames=np.stack(frames),
-        classes=np.array(bank.kinds),
-        boxes=np.array(boxes, dtype=np.int64).reshape(-1, 6),
-        ignore=np.array(ignore, dtype=np.int64).reshape(-1, 5),
-        game=np.array(_attributes(config, bank)["env_id"]),
+        classes=bank.kinds,
+        boxes=boxes,
+        ignore=ignore,
+        game=_attributes(config, bank)["env_id"],
         ids=np.array(ids, dtype=np.int64),
         sequence=np.repeat(np.arange(config.labelled), config.length),
         masks=np.stack(masks),
-        about=np.array(_about(config, bank)),
+        about=_about(config, bank),
     )
-    write_atomically(path, file.getvalue())
     print(f"written: {path}, {config.labelled:,} labelled sequences with {len(boxes):,} boxes")
 
 

@@ -23,6 +23,7 @@ Letters: N frames, H W pixels, L classes, M true boxes, I ignored boxes.
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from objrl.atomic import write_atomically
 from objrl.metrics import Boxes, Truth
 
 IGNORED_CLASSES = {"MsPacman": ("Pill",), "Qbert": ("Cube",)}
@@ -102,6 +104,18 @@ def read_truth(path: str | Path) -> LabelledFrames:
         ignored=[_corners(ignored[ignored[:, 0] == i, 1:]) for i in range(len(frames))],
     )
     return LabelledFrames(game, frames, truth)
+
+
+def write_truth(path: Path, **arrays: Any) -> None:
+    """Write a truth file, with whatever else belongs to it; the same arrays give the same bytes.
+
+    `boxes` and `ignore` may be lists of rows, also empty ones.
+    """
+    for name, width in (("boxes", 6), ("ignore", 5)):
+        arrays[name] = np.array(arrays[name], dtype=np.int64).reshape(-1, width)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_atomically(path, file.getvalue())
 
 
 def join_truth(parts: Sequence[LabelledFrames]) -> LabelledFrames:

@@ -15,7 +15,6 @@ from objrl.models.space_background import (
     Smooth,
     Static,
     long_runs,
-    stick_breaking,
 )
 
 SIZE = (128, 128)
@@ -25,29 +24,6 @@ SIZE = (128, 128)
 def components() -> Components:
     torch.manual_seed(0)
     return Components(3, SIZE).eval()
-
-
-def test_stick_breaking_is_genesis() -> None:
-    torch.manual_seed(0)
-    logit = torch.randn(2, 4, 1, 3, 5)
-    mask = stick_breaking(logit)
-    left, expected = torch.ones(2, 1, 3, 5), []
-    for k in range(3):
-        share = torch.sigmoid(logit[:, k])
-        expected.append(left * share)
-        left = left * (1 - share)
-    torch.testing.assert_close(mask, torch.stack([*expected, left], dim=1))
-    torch.testing.assert_close(mask.sum(1), torch.ones(2, 1, 3, 5))
-
-
-@pytest.mark.parametrize("value", [-200.0, 0.0, 200.0])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_stick_breaking_is_finite_at_the_extremes(value: float, count: int) -> None:
-    logit = torch.full((1, count, 1, 1, 1), value, requires_grad=True)
-    mask = stick_breaking(logit)
-    assert mask.sum().item() == pytest.approx(1)
-    (gradient,) = torch.autograd.grad(mask[:, 0].sum(), logit)
-    assert gradient.isfinite().all()
 
 
 def test_components_explain_an_image(components: Components) -> None:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.nn.blocks import Conv, conv_stack
+from objrl.nn.broadcast import broadcast
 from objrl.nn.distributions import Gaussian, gaussian_kl
+from objrl.nn.mixture import stick_breaking
 
 _EPS = 1e-5
 
@@ -41,14 +43,6 @@ class BackgroundOutput:
     def image(self) -> Tensor:
         """(B, 3, H, W) the mixture's mean."""
         return (self.mask * self.mean).sum(1)
-
-
-def stick_breaking(logit: Tensor) -> Tensor:
-    """(B, K, 1, H, W) logits -> masks that sum to one; the last takes what is left (GENESIS)."""
-    log_on = F.logsigmoid(logit[:, :-1])
-    log_off = F.logsigmoid(-logit[:, :-1]).cumsum(1)
-    zero = torch.zeros_like(logit[:, :1])
-    return (torch.cat([log_on, zero], 1) + torch.cat([zero, log_off], 1)).exp()
 
 
 class ImageEncoder(nn.Module):
@@ -110,12 +104,7 @@ class ComponentDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, D) -> (N, 3, H, W) in [0, 1]."""
-        height, width = self.size
-        y = torch.linspace(-1, 1, height, device=z.device, dtype=z.dtype)
-        x = torch.linspace(-1, 1, width, device=z.device, dtype=z.dtype)
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(len(z), -1, -1, -1)
-        spread = z[:, :, None, None].expand(-1, -1, height, width)
-        image: Tensor = self.layers(torch.cat([spread, grid], dim=1))
+        image: Tensor = self.layers(broadcast(z, self.size))
         return image
 
 
@@ -178,7 +167,7 @@ class Components(nn.Module):
 
     def _masks(self, z_mask: Tensor) -> Tensor:
         logit = self.mask_decoder(z_mask.flatten(0, 1))
-        return stick_breaking(logit.unflatten(0, z_mask.shape[:2]))
+        return stick_breaking(logit.unflatten(0, z_mask.shape[:2])).exp()
 
     def generate(self, batch: int) -> BackgroundOutput:
         """Draw backgrounds from the prior (Algorithm 4)."""

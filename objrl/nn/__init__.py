@@ -1,1 +1,1 @@
-"""Parts that the models share: blocks, spatial transformers, distributions."""
+"""Parts that the models share: blocks, spatial transformers, distributions, mixtures."""

@@ -1,0 +1,141 @@
+"""What the scene mixtures (MONet, IODINE, R-MONet, ECON) have in common: K slots share the pixels.
+
+Each slot paints the whole canvas and has a mask; masks sum to one at every pixel. An agent gets the
+slots as objects: where a mask lies, how large it is, and its code. The slot that has most of the
+frame's edge is the background and no object.
+
+Letters: B batch, K slots, D size of a slot's code, H W canvas, h w frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objrl.frames import to_image
+from objrl.nn.distributions import Gaussian
+from objrl.perceiver import Decomposition
+from objrl.slots import NO_TRACK, Slots
+
+LEAST = 1024
+"""An object has this part of the canvas at least: of 64 x 64 pixels, four."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image taken apart.
+
+    Attributes:
+        mean: (B, K, 3, H, W) what each slot paints.
+        log_mask: (B, K, 1, H, W) logarithms of masks that sum to one over K.
+        code: (B, K, D) q(z_k | x).
+    """
+
+    mean: Tensor
+    log_mask: Tensor
+    code: Gaussian
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, K, 1, H, W)."""
+        return self.log_mask.exp()
+
+    @property
+    def image(self) -> Tensor:
+        """(B, 3, H, W) the mixture's mean."""
+        return (self.mask * self.mean).sum(1)
+
+    @property
+    def background(self) -> Tensor:
+        """(B,) int64 which slot has most of the frame's edge."""
+        mask = self.mask[:, :, 0]
+        edge = mask[..., 0, :].sum(-1) + mask[..., -1, :].sum(-1)
+        edge = edge + mask[..., 1:-1, 0].sum(-1) + mask[..., 1:-1, -1].sum(-1)
+        return edge.argmax(1)
+
+
+def slots_of(scene: Scene) -> Slots:
+    """Return slots without identity: of the pixels that are a slot's more than any other's.
+
+    Centre and size are their moments (an evenly filled box has its own width and height), presence
+    is what share of those pixels is the slot's. Slots that have less than a 1,024th of the canvas,
+    and the background, are no objects. Rows are in the scene's order.
+    """
+    mask = scene.mask[:, :, 0]  # (B, K, H, W)
+    count, (height, width) = mask.shape[1], mask.shape[2:]
+    won = F.one_hot(mask.argmax(1), count).permute(0, 3, 1, 2).to(mask.dtype)
+    pixels = won.sum((2, 3))
+    most = pixels.clamp(min=1)
+    share = (won * mask).sum((2, 3)) / most
+    here = pixels * LEAST >= height * width
+    here &= F.one_hot(scene.background, count) == 0
+
+    centre, extent = [], []
+    for dim, side in ((3, width), (2, height)):
+        at = (torch.arange(side, device=mask.device, dtype=mask.dtype) + 0.5) * 2 / side - 1
+        along = won.sum(5 - dim)  # over the other dimension: (B, K, side)
+        mean = (along * at).sum(-1) / most
+        spread = (along * (at - mean[..., None]) ** 2).sum(-1) / most
+        # A pixel's own width counts: one alone is as wide as it is, not of width 0.
+        extent.append((3 * spread + 1 / side**2).sqrt().clamp(max=1))
+        centre.append(mean)
+    known = here[..., None].to(mask.dtype)
+    return Slots(
+        position=torch.stack(centre, -1) * known,
+        velocity=torch.zeros_like(scene.code.mean[..., :2]),
+        scale=torch.stack(extent, -1) * known,
+        depth=torch.zeros_like(known),
+        what=scene.code.mean * known,
+        presence=share[..., None].clamp(0, 1) * known,
+        track_id=torch.full_like(known, NO_TRACK, dtype=torch.int64),
+    )
+
+
+class MixtureDetector(nn.Module):
+    """A scene mixture as a `Detector`; what it is made of says `explain`.
+
+    Attributes:
+        frame_size: (H, W) of the canvas.
+        max_slots: K.
+        what_size: D.
+    """
+
+    frame_size: tuple[int, int]
+    max_slots: int
+    what_size: int
+
+    def explain(self, image: Tensor) -> Scene:
+        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
+        raise NotImplementedError
+
+    def detect(self, frames: Tensor) -> Slots:
+        """Return slots without identity of (B, h, w, 3) uint8 frames."""
+        return slots_of(self.explain(to_image(frames, *self.frame_size)))
+
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return (B, K+1, h, w) masks in the order of `detect`, the background last."""
+        scene = self.explain(to_image(frames, *self.frame_size))
+        mask = scene.mask[:, :, 0]
+        behind = F.one_hot(scene.background, mask.shape[1])[..., None, None].to(mask.dtype)
+        last = (mask * behind).sum(1, keepdim=True)
+        masks = torch.cat([mask * (1 - behind), last], dim=1)
+        if masks.shape[2:] == frames.shape[1:3]:
+            return masks
+        return F.interpolate(masks, frames.shape[1:3], mode="bilinear", align_corners=False)
+
+    def decompose(self, frames: Tensor) -> Decomposition:
+        """Take frames apart for a picture."""
+        image = to_image(frames, *self.frame_size)
+        scene = self.explain(image)
+        mask, mean = scene.mask, scene.mean.clamp(0, 1)
+        behind = F.one_hot(scene.background, mask.shape[1])[..., None, None, None].to(mask.dtype)
+        return Decomposition(
+            image,
+            scene.image.clamp(0, 1),
+            (mask * mean * (1 - behind)).sum(1),
+            (mask * mean * behind).sum(1),
+            (mask * (1 - behind)).sum(1),
+        )

@@ -118,7 +118,7 @@ def test_our_own_loop_treats_ends_right(
         monkeypatch.setattr(cleanrl_ppo, name, value)
     alone = [lambda: TimeLimit(Still(), 2)] * 4
     envs = RecordEpisodeStatistics(SyncVectorEnv(alone, autoreset_mode=mode))
-    agent = cleanrl_ppo.train(envs, 15 * 64)
+    agent = cleanrl_ppo.train(envs, 25 * 64)
     observation, _ = envs.reset()
     with torch.no_grad():
         _, values = agent(observation)

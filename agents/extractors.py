@@ -41,9 +41,8 @@ _APART = ("position", "velocity", "scale")
 _CROWD = 16
 """Objects of a busy frame; sums over rows are divided by it."""
 _WAVES = 4
-"""Octaves of the waves that tell where a row is in the newest frame. A paddle is there or a ball's
-height too late by a fiftieth of the frame: a network that is given x and y alone takes long to find
-that this matters (Tancik et al. 2020, arXiv 2006.10739)."""
+"""Octaves of the waves that tell where a row is in the newest frame (Tancik et al. 2020, arXiv
+2006.10739). Sums over rows learnt Pong from the RAM's objects much faster with them."""
 
 
 @dataclass(frozen=True)

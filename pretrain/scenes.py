@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from objrl.pretrain.sequences import rgb
 from objrl.pretrain.sprites import REACH, TEXELS, make_bank
 
 Which = Literal[
@@ -133,7 +134,7 @@ def draw_still(
         paint = [np.broadcast_to(colour, picture.shape) for colour in colours]
     elif fill == "textured":
         hue = rng.uniform(0, 6) + np.array([0, rng.uniform(1.5, 4.5)])
-        two = _hsv(hue, np.ones(2), np.array([1.0, 0.6]))
+        two = rgb(hue, np.ones(2), np.array([1.0, 0.6]))
         colours = np.repeat(two.mean(0)[None], len(colours), axis=0)
         paint = [_stripes(two, rng.uniform(0, np.pi), side) for _ in figures]
     ids = np.zeros((side, side), dtype=np.int64)
@@ -159,13 +160,6 @@ def _stripes(two: Floats, angle: float, side: int) -> Floats:
     wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * 2 * np.pi / _STRIPE)
     share = np.clip(0.5 + 2 * wave, 0, 1)[..., None]
     return np.asarray(two[0] + share * (two[1] - two[0]))
-
-
-def _hsv(hue: Floats, saturation: Floats, value: Floats) -> Floats:
-    """(M, 3) RGB in [0, 1]; the hue is in [0, 6)."""
-    turned = (np.array([5, 3, 1]) + hue[:, None]) % 6
-    grey = np.clip(np.minimum(turned, 4 - turned), 0, 1)
-    return np.asarray(value[:, None] * (1 - saturation[:, None] * grey))
 
 
 # ---- tetris ----------------------------------------------------------------------------------
@@ -295,7 +289,7 @@ def _by_kind(*colours: tuple[float, float, float]) -> Callable[..., Floats]:
 
 
 def _vivid(rng: np.random.Generator, kind: npt.NDArray[np.int64]) -> Floats:
-    return _hsv(*rng.uniform([0, 0.5, 0.5], [6, 1, 1], (len(kind), 3)).T)
+    return rgb(*rng.uniform([0, 0.5, 0.5], [6, 1, 1], (len(kind), 3)).T)
 
 
 def _of_125(rng: np.random.Generator, kind: npt.NDArray[np.int64]) -> Floats:

@@ -116,14 +116,14 @@ def make_scene(
         world=density.world,
         sprite=sprite,
         turn=turn,
-        colour=_rgb(hue, saturation, value),
+        colour=rgb(hue, saturation, value),
         place=place,
         velocity=pace[:, None] * np.column_stack([np.cos(course), np.sin(course)]),
         waves=waves,
     )
 
 
-def _rgb(
+def rgb(
     hue: npt.NDArray[np.float64],
     saturation: npt.NDArray[np.float64],
     value: npt.NDArray[np.float64],

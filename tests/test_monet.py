@@ -56,7 +56,7 @@ def test_a_slot_is_where_its_mask_lies() -> None:
         assert not field[0, 1:].any()
 
 
-def test_a_perceiver_sees_and_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_perceiver_sees_and_segments() -> None:
     model = build().eval()
     perceiver = FramePerceiver(model)
     frames = torch.randint(0, 256, (2, 40, 30, 3), dtype=torch.uint8)

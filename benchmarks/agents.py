@@ -105,6 +105,14 @@ class Curve:
         ]
         return float(found[-1]) if found else np.nan
 
+    def line(self, steps: Floats) -> Floats:
+        """Return its score at steps, straight from entry to entry; NaN before the first."""
+        scored = [row for row in self.rows if row["score"]]
+        if not scored:
+            return np.full(len(steps), np.nan)
+        known = [float(row["steps"]) for row in scored]
+        return np.interp(steps, known, [float(row["score"]) for row in scored], left=np.nan)
+
 
 def main(config: AgentsConfig) -> str:
     """Write and return the page."""
@@ -214,7 +222,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
                 continue
             last = min(int(c.rows[-1]["steps"]) for c in mine)
             steps = np.linspace(0, last, 60)[1:]
-            scores = np.array([[c.at(step) for step in steps] for c in mine])
+            scores = np.array([c.line(steps) for c in mine])
             shown = ~np.isnan(scores).any(0)
             axis.plot(
                 steps[shown], scores[:, shown].mean(0), color=COLOURS[kind], label=NAMES[kind]
@@ -227,7 +235,8 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
                 alpha=0.2,
                 linewidth=0,
             )
-        axis.set(title=game, xlabel="actions")
+        axis.set(title=game, xlabel="thousands of actions")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     axes[0, 0].set_ylabel("return, last 100 games")
     axes[0, 0].legend(fontsize=8)
     with replacing(path) as temporary:
@@ -319,8 +328,8 @@ def _summary(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[str]:
     seeds = sorted({seed for _, seed in common})
     games = [g for g in sorted({g for g, _ in common}) if all((g, s) in common for s in seeds)]
     games = [game for game in games if game in HUMAN]
-    if not games:
-        return ["No game with a human's return has runs of all kinds that have ended yet."]
+    if not games or len(seeds) < 2:
+        return ["No game with a human's return has two ended runs of every kind yet."]
     for kind in kinds:
         scores = np.array(
             [[_human_share(done[kind][g, s], chance[g]) for g in games] for s in seeds]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from objrl.models.median import MedianConfig, Scenes, Seen, enough_slots
 from objrl.models.regions import Image
-from objrl.pretrain.presets import Recipe, SpaceRecipe
+from objrl.pretrain.presets import Configurable, SpaceRecipe
 from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.schedule import Linear
 
@@ -142,7 +142,7 @@ def _weighted_quantile(
 def configure(recipe: SpaceRecipe, found: Findings) -> SpaceRecipe: ...
 @overload
 def configure(recipe: ScalorRecipe, found: Findings) -> ScalorRecipe: ...
-def configure(recipe: Recipe, found: Findings) -> Recipe:
+def configure(recipe: Configurable, found: Findings) -> Configurable:
     """Fit a recipe to what was found.
 
     A cell is about as large as the objects (smaller splits them, larger merges neighbours), a

@@ -19,7 +19,7 @@ import torch
 from objrl.metrics import Truth, score
 from objrl.models.regions import Image
 from objrl.perceiver import Perceiver
-from objrl.pretrain.presets import Recipe, SpaceRecipe
+from objrl.pretrain.presets import Configurable, SpaceRecipe
 from objrl.pretrain.scalor_presets import ScalorRecipe
 from objrl.schedule import Linear
 
@@ -195,7 +195,7 @@ class Course:
 def mended(recipe: SpaceRecipe, trouble: Trouble) -> tuple[SpaceRecipe, str]: ...
 @overload
 def mended(recipe: ScalorRecipe, trouble: Trouble) -> tuple[ScalorRecipe, str]: ...
-def mended(recipe: Recipe, trouble: Trouble) -> tuple[Recipe, str]:
+def mended(recipe: Configurable, trouble: Trouble) -> tuple[Configurable, str]:
     """Return a recipe against a collapse, and in words what is different."""
     if trouble == "nothing":
         changed = replace(recipe, presence=Linear(max(recipe.presence.start, 0.1)))
@@ -224,7 +224,7 @@ def mended(recipe: Recipe, trouble: Trouble) -> tuple[Recipe, str]:
     return replace(recipe, scale_mean=means), f"size prior {step:+} in logits"
 
 
-def _with_cell(recipe: Recipe, cell: int) -> Recipe:
+def _with_cell(recipe: Configurable, cell: int) -> Configurable:
     if isinstance(recipe, ScalorRecipe):
         return replace(recipe, model=replace(recipe.model, cell=cell))
     return replace(recipe, model=replace(recipe.model, cell=cell))

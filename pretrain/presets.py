@@ -15,6 +15,7 @@ from typing import Literal
 
 from objrl.models.space import SpaceConfig
 from objrl.models.space_loss import Priors
+from objrl.pretrain.mixture_presets import MIXTURES, IodineRecipe, MonetRecipe
 from objrl.pretrain.scalor_presets import SCALOR, ScalorRecipe
 from objrl.schedule import Linear
 
@@ -165,8 +166,11 @@ SPACE: dict[str, SpaceRecipe] = {
 }
 
 
-Recipe = SpaceRecipe | ScalorRecipe
-PRESETS: dict[str, Recipe] = {**SPACE, **SCALOR}
+Configurable = SpaceRecipe | ScalorRecipe
+"""Recipes that can take sizes and background from the frames."""
+Mixture = MonetRecipe | IodineRecipe
+Recipe = Configurable | Mixture
+PRESETS: dict[str, Recipe] = {**SPACE, **SCALOR, **MIXTURES}
 
 
 def preset(name: str) -> Recipe:

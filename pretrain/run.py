@@ -31,7 +31,8 @@ from objrl.pretrain.batches import Batches
 from objrl.pretrain.configure import Findings, configure, fit_canvas, join, look
 from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
 from objrl.pretrain.joint import by_game
-from objrl.pretrain.presets import Recipe
+from objrl.pretrain.mixture_task import mixture_task
+from objrl.pretrain.presets import Configurable, Recipe, SpaceRecipe
 from objrl.pretrain.reading import Frames, sample
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.scalor_presets import ScalorRecipe
@@ -75,7 +76,7 @@ class Run:
         self._fabric, self._store, self._config, self._out = fabric, store, config, out
         self._shown = sample(store, "val", 48)
         self._found, self._pieces = None, None
-        if recipe.self_configure:
+        if isinstance(recipe, Configurable) and recipe.self_configure:
             self._found = found = join([look(frames) for frames in by_game(store)])
             recipe = configure(recipe, found)
             fabric.print(f"found in the frames: {found.describe()}")
@@ -99,7 +100,7 @@ class Run:
             Course(**resumed.about["course"]) if resumed else Course(self.steps, self.steps)
         )
         for trouble in self.course.mended:
-            self._recipe, _ = mended(self._recipe, trouble)
+            self._change(trouble)
         self._begin(resumed)
         if config.minutes and not resumed:
             self.steps = self._steps_in(60 * config.minutes)
@@ -192,12 +193,18 @@ class Run:
 
     def _mend(self, trouble: Trouble) -> None:
         """Begin again, with what is left of the steps, from a recipe against that trouble."""
-        self._recipe, change = mended(self._recipe, trouble)
+        change = self._change(trouble)
         self._warn(f"step {self.step}: {SYMPTOMS[trouble]}; beginning again: {change}")
         self.step, self.steps = 0, self.steps - self.step
         self.course = Course(self.course.asked, self.steps, mended=[*self.course.mended, trouble])
         self._begin()
         self._save()
+
+    def _change(self, trouble: Trouble) -> str:
+        """Change the recipe against a trouble, and say in words how."""
+        assert isinstance(self._recipe, Configurable)  # no others begin again
+        self._recipe, change = mended(self._recipe, trouble)
+        return change
 
     def _warn(self, message: str) -> None:
         if self._first:
@@ -377,9 +384,11 @@ class Run:
 
 def make_task(recipe: Recipe, found: Findings | None) -> Task:
     """Return the task of a recipe."""
+    if isinstance(recipe, SpaceRecipe):
+        return SpaceTask(recipe, found)
     if isinstance(recipe, ScalorRecipe):
         return ScalorTask(recipe, found)
-    return SpaceTask(recipe, found)
+    return mixture_task(recipe)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -102,7 +102,8 @@ def test_the_terms_by_hand() -> None:
     terms = monet_terms(MonetOutput(Scene(mean, log_mask, code), log_painted), image, 0.2, 0.3)
     likelihood = 0.3 * normal(0.8, 0.5, 0.2) ** 3 + 0.7 * normal(0.8, 0.9, 0.3) ** 3
     assert terms["nll"].item() == pytest.approx(-math.log(likelihood), rel=1e-5)
-    assert terms["kl"].item() == pytest.approx(0.5 + 0.5 * (0.25 - 1 - math.log(0.25)), rel=1e-5)
+    kl_what = 0.5 + 0.5 * (0.25 - 1 - math.log(0.25))
+    assert terms["kl_what"].item() == pytest.approx(kl_what, rel=1e-5)
     kl_mask = 0.3 * math.log(0.3 / 0.6) + 0.7 * math.log(0.7 / 0.4)
     assert terms["kl_mask"].item() == pytest.approx(kl_mask, rel=1e-5)
 
@@ -127,7 +128,7 @@ def test_it_learns_with_all_its_weights() -> None:
     for step in range(50):
         out = model(image)
         terms = monet_terms(out, image, 0.3, 0.35)
-        loss = (terms["nll"] + 0.5 * terms["kl"] + 0.5 * terms["kl_mask"]).mean()
+        loss = (terms["nll"] + 0.5 * terms["kl_what"] + 0.5 * terms["kl_mask"]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if not step:

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from objrl.models.iodine import Iodine, IodineConfig
 from objrl.models.median import Median, MedianConfig
+from objrl.models.monet import Monet, MonetConfig
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.space import Space, SpaceConfig
@@ -15,5 +17,7 @@ MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "space": (SpaceConfig, Space),
     "median": (MedianConfig, Median),
     "scalor": (ScalorConfig, Scalor),
+    "monet": (MonetConfig, Monet),
+    "iodine": (IodineConfig, Iodine),
 }
 """Name -> (config class, model class); a model takes its config and nothing else."""

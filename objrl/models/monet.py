@@ -133,7 +133,7 @@ class Monet(MixtureDetector):
 def monet_terms(
     output: MonetOutput, image: Tensor, sigma_bg: float, sigma_fg: float
 ) -> dict[str, Tensor]:
-    """Return the terms of eq. 3 as (B,) nats: the loss is nll + beta kl + gamma kl_mask.
+    """Return the terms of eq. 3 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask.
 
     Args:
         output: of the model.
@@ -147,6 +147,6 @@ def monet_terms(
     std[0] = sigma_bg
     return {
         "nll": -mixture_log_prob(image, scene.mean, scene.log_mask, std),
-        "kl": gaussian_kl(scene.code, 0.0, 1.0).sum((1, 2)),
+        "kl_what": gaussian_kl(scene.code, 0.0, 1.0).sum((1, 2)),
         "kl_mask": mask_kl(scene.log_mask, output.log_painted),
     }

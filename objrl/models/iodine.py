@@ -1,0 +1,386 @@
+"""IODINE: K codes, guessed anew again and again from what they get wrong (Greff et al. 2019).
+
+arXiv 1903.00450. A guess is decoded, compared with the image, and refined by a network that sees
+where and how it is wrong, the gradient of the loss above all. `forward` is section 3.3 (its page is
+missing from some copies; where the text leaves something open we follow the authors' code, and say
+so), `refine` the table of inputs in appendix B, `step` appendix B.4: slots keep their objects from
+frame to frame, because a frame's refinement begins where the last one's ended.
+
+Letters: B batch, K slots, T refinements, D size of a slot's code, H W canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objrl.frames import check_frames, to_image
+from objrl.models.mixture import MixtureDetector, Scene, slots_of
+from objrl.nn.broadcast import broadcast
+from objrl.nn.distributions import Gaussian, gaussian_kl, gaussian_log_prob
+from objrl.perceiver import check_step
+from objrl.slots import NO_TRACK, Slots
+
+_SURE = 1 - 1e-6
+"""A slot's share of a pixel counts as this much at most: the rest must still explain something."""
+
+_PIXEL_INPUTS = 17
+"""Channels of what the refinement network sees: the table of appendix B, colours counting three."""
+
+
+@dataclass(frozen=True)
+class IodineConfig:
+    """The size of an IODINE, and what it holds an image against."""
+
+    frame_size: tuple[int, int] = (64, 64)
+    """Canvas (H, W) that frames are resized to."""
+    slots: int = 6
+    """K, the background among them; may be changed after training."""
+    refinements: int = 5
+    """T; may be changed after training."""
+    z_what: int = 16
+    """D, size of a slot's code."""
+    decoder: tuple[int, ...] = (32, 32, 32, 32)
+    """Channels of the decoder's convolutions, before the one that paints."""
+    encoder: tuple[int, ...] = (32, 32, 32)
+    """Channels of the refinement network's convolutions, each of which halves the map."""
+    kernel: int = 5
+    """Side of all of them; odd."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of the layers after them."""
+    memory: int = 128
+    """Units of the LSTM; 0 for none, as for Tetris."""
+    likelihood: Literal["mixture", "blend"] = "mixture"
+    """Each pixel is one slot's (the paper, eq. 2), or all slots' (as in EfficientMORL's)."""
+    sigma: float = 0.1
+    """Standard deviation of a pixel; what is refined depends on it."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is believed of B images, and what the refinement network remembers.
+
+    Attributes:
+        raw: (B, K, 2 D) lambda, the posterior as its mean and what its deviation is softplus of.
+        hidden: (B, K, M) of the LSTM; M is 0 where there is none.
+        cell: (B, K, M) of the LSTM.
+    """
+
+    raw: Tensor
+    hidden: Tensor
+    cell: Tensor
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A guess, held against the image.
+
+    Attributes:
+        scene: what it decodes to.
+        nll: (B,) nats, -log p(x | z).
+        kl: (B,) nats, KL(q(z) || p(z)) of all slots.
+    """
+
+    scene: Scene
+    nll: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class IodineState:
+    """What is carried from a frame to the next.
+
+    Attributes:
+        guess: of each environment.
+        track_id: (B, K, 1) int64 of the last frame.
+        next_id: (B,) int64. Never falls, so that no id is used twice.
+    """
+
+    guess: Guess
+    track_id: Tensor
+    next_id: Tensor
+
+    def __len__(self) -> int:
+        return len(self.next_id)
+
+
+class Iodine(MixtureDetector):
+    """The whole model; a `Perceiver` by itself, for its guesses follow what they are of.
+
+    The slots are alike: what parts them is chance, z drawn from one first guess. At work that
+    chance is always the same, so that the same frame gives the same slots.
+    """
+
+    noise: Tensor
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame_size = config.frame_size
+        self.max_slots, self.what_size = config.slots, config.z_what
+        self.decoder = _Decoder(config)
+        self.refinement = _Refinement(config)
+        # Mean 0 and standard deviation 1, the prior; both are learnt.
+        one = torch.tensor(1.0).expm1().log()
+        self.first = nn.Parameter(
+            torch.cat([torch.zeros(config.z_what), one.repeat(config.z_what)])
+        )
+        shape = config.refinements, config.slots, config.z_what
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", noise, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; frames from elsewhere are moved there."""
+        return self.first.device
+
+    def forward(self, image: Tensor) -> list[Explained]:
+        """Explain images: T + 1 guesses, the first of them blind.
+
+        In training mode z is drawn, and gradients flow through all refinements, but not through the
+        gradients that these look at ("drop double derivatives").
+
+        Args:
+            image: (B, 3, H, W), or (B, T + 1, 3, H, W) for one frame a guess (B.4): then each guess
+                is held against a frame that it has not seen yet.
+        """
+        frames = image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1)
+        return self._guesses(frames if image.ndim == 4 else image, self.begin(len(image)))[0]
+
+    def _guesses(self, frames: Tensor, guess: Guess) -> tuple[list[Explained], Guess]:
+        """Refine a guess by (B, T + 1, 3, H, W), and explain the last of them."""
+        learning = self.training and torch.is_grad_enabled()
+        explained = []
+        # Refinement is made of gradients: it needs them also where nobody else does.
+        with torch.inference_mode(False), torch.enable_grad():
+            frames = frames.clone() if frames.is_inference() else frames
+            *before, last = frames.unbind(1)
+            for number, frame in enumerate(before):
+                if not learning:
+                    guess = _copied(guess, grows=True)
+                now = self.look(guess, frame, number)
+                guess = self.refine(guess, now, frame, learning)
+                explained.append(now)
+            explained.append(self.look(guess, last, len(before)))
+        if not learning:
+            explained, guess = [_plain(now) for now in explained], _copied(guess)
+        return explained, guess
+
+    def begin(self, batch: int) -> Guess:
+        """Return what is guessed of B images that nobody has looked at."""
+        count, memory = self.config.slots, self.config.memory
+        none = self.first.new_zeros(batch, count, memory)
+        return Guess(self.first.expand(batch, count, -1), none, none)
+
+    def look(self, guess: Guess, image: Tensor, number: int) -> Explained:
+        """Decode a guess, the number-th of an image, and hold it against (B, 3, H, W)."""
+        code = Gaussian.from_raw(guess.raw)
+        if self.training:
+            z = code.sample()
+        elif number < self.config.refinements:
+            z = code.mean + code.std * self.noise[number]
+        else:
+            z = code.mode()
+        mean, log_mask = self.decoder(z)
+        return Explained(
+            scene := Scene(mean, log_mask, code),
+            nll=-_log_prob(scene, image, self.config).flatten(1).sum(1),
+            kl=gaussian_kl(code, 0.0, 1.0).sum((1, 2)),
+        )
+
+    def refine(self, guess: Guess, now: Explained, image: Tensor, learning: bool) -> Guess:
+        """Guess anew from what is wrong with a guess (appendix B's table of inputs).
+
+        Args:
+            guess: what was believed.
+            now: how it looks beside the image.
+            image: (B, 3, H, W).
+            learning: keep the graph that leads here.
+        """
+        scene, config = now.scene, self.config
+        wrong = (now.nll + now.kl).sum()
+        slopes = torch.autograd.grad(
+            wrong, (scene.mean, scene.log_mask, guess.raw), retain_graph=learning
+        )
+        if not learning:
+            guess, scene = _copied(guess), _plain(now).scene
+        slope_mean, slope_mask, slope_raw = (slope.detach() for slope in slopes)
+        # Of the logits (the authors' code; the paper's table says of the masks).
+        slope_mask = slope_mask - scene.mask.detach() * slope_mask.sum(1, keepdim=True)
+        each = gaussian_log_prob(image[:, None], scene.mean, config.sigma).sum(2, keepdim=True)
+        total = torch.logsumexp(each + scene.log_mask, dim=1, keepdim=True)
+        share = (each + scene.log_mask - total).exp()
+        without = total + torch.log1p(-share.clamp(max=_SURE))
+        here = [image[:, None].expand_as(scene.mean), scene.mean, scene.mask, scene.log_mask]
+        here += [_normed(slope_mean), _normed(slope_mask), share]
+        here += [_normed(total.detach()).expand_as(share), _normed(without.detach())]
+        seen = torch.cat([*here, _places(image).expand(*share.shape[:2], -1, -1, -1)], dim=2)
+        refined: Guess = self.refinement(guess, seen, _normed(slope_raw, 1))
+        return refined
+
+    # ---- what agents get ---------------------------------------------------------------------
+
+    def explain(self, image: Tensor) -> Scene:
+        """(B, 3, H, W) in [0, 1] -> what is likeliest after T refinements."""
+        guesses: list[Explained] = self(image)
+        return guesses[-1].scene
+
+    def initial_state(self, batch: int) -> IodineState:
+        """Return the state of B environments that have seen nothing."""
+        ids = torch.full((batch, self.config.slots, 1), NO_TRACK, device=self.device)
+        return IodineState(_copied(self.begin(batch)), ids, ids.new_zeros(batch))
+
+    @torch.no_grad()
+    def step(
+        self, frames: Tensor, state: IodineState, is_first: Tensor
+    ) -> tuple[Slots, IodineState]:
+        """See the next frame of every environment; see `FramePerceiver.step`.
+
+        The frame is refined T times from what was believed of the last one. A slot keeps its
+        `track_id` as long as it has an object.
+        """
+        check_step(frames, len(state), is_first)
+        fresh, new = self.initial_state(len(frames)), is_first.to(self.device)
+
+        def kept(field: str) -> Tensor:
+            begun, gone_on = getattr(fresh.guess, field), getattr(state.guess, field)
+            return torch.where(new[:, None, None], begun, gone_on)
+
+        guess = Guess(kept("raw"), kept("hidden"), kept("cell"))
+        image = to_image(frames.to(self.device), *self.frame_size)
+        explained, guess = self._guesses(
+            image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1), guess
+        )
+        slots = slots_of(explained[-1].scene)
+        known = torch.where(new[:, None, None], NO_TRACK, state.track_id)
+        here = slots.mask[..., None]
+        born = here & (known == NO_TRACK)
+        ids = torch.where(born, state.next_id[:, None, None] + born.cumsum(1) - 1, known)
+        ids = torch.where(here, ids, NO_TRACK)
+        issued = state.next_id + born.sum((1, 2))
+        return replace(slots, track_id=ids), IodineState(guess, ids, issued)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Slots:
+        """See (B, H, W, 3) uint8 RGB frames without a past: `step` from a fresh state."""
+        new = torch.ones(len(check_frames(frames)), dtype=torch.bool)
+        return self.step(frames, self.initial_state(len(frames)), new)[0]
+
+    @torch.no_grad()
+    def segment(self, frames: Tensor) -> Tensor:
+        """Return (B, K+1, H, W) float32 masks that sum to one, in `encode`'s order."""
+        return super().segment(check_frames(frames).to(self.device))
+
+
+class _Decoder(nn.Module):
+    """Spatial broadcast: z -> what a slot paints, and the logit of where it is seen (B.1)."""
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        self.size = config.frame_size
+        layers: list[nn.Module] = []
+        before = config.z_what + 2
+        for channels in config.decoder:
+            layers += [nn.Conv2d(before, channels, config.kernel, padding="same"), nn.ELU()]
+            before = channels
+        self.layers = nn.Sequential(*layers, nn.Conv2d(before, 4, config.kernel, padding="same"))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, D) -> (B, K, 3, H, W) in [0, 1] and (B, K, 1, H, W) logarithms of masks."""
+        drawn = self.layers(broadcast(z.flatten(0, 1), self.size)).unflatten(0, z.shape[:2])
+        return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
+
+
+class _Refinement(nn.Module):
+    """Sees what is wrong with each slot, and says by how much its posterior should change."""
+
+    def __init__(self, config: IodineConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = _PIXEL_INPUTS
+        for channels in config.encoder:
+            layers += [
+                nn.Conv2d(before, channels, config.kernel, 2, config.kernel // 2),
+                nn.ELU(),
+            ]
+            before = channels
+        self.convolutions = nn.Sequential(*layers)
+        layers = []
+        for units in config.hidden:
+            layers += [nn.Linear(before, units), nn.ELU()]
+            before = units
+        self.layers = nn.Sequential(*layers)
+        before += 4 * config.z_what
+        self.memory = nn.LSTMCell(before, config.memory) if config.memory else None
+        self.update = nn.Linear(config.memory or before, 2 * config.z_what)
+
+    def forward(self, guess: Guess, seen: Tensor, slope: Tensor) -> Guess:
+        """Guess anew.
+
+        Args:
+            guess: what was believed.
+            seen: (B, K, 17, H, W).
+            slope: (B, K, 2 D) gradient of the posterior.
+        """
+        shape = seen.shape[:2]
+        felt = self.layers(self.convolutions(seen.flatten(0, 1)).mean((2, 3)))
+        felt = torch.cat([felt, guess.raw.flatten(0, 1), slope.flatten(0, 1)], dim=1)
+        hidden, cell = guess.hidden, guess.cell
+        if self.memory is not None:
+            h, c = self.memory(felt, (hidden.flatten(0, 1), cell.flatten(0, 1)))
+            felt, hidden, cell = h, h.unflatten(0, shape), c.unflatten(0, shape)
+        return Guess(guess.raw + self.update(felt).unflatten(0, shape), hidden, cell)
+
+
+def iodine_terms(explained: list[Explained]) -> dict[str, Tensor]:
+    """Return the terms of the loss as (B,) nats, each guess weighted by how late it is.
+
+    sum_t t/T L_t: the first, blind one counts nothing (the authors' code; section 3.3 has (t/T)
+    too). Divided by the sum of the weights, so that a term is one guess's worth.
+    """
+    whole = sum(range(len(explained)))
+    late = [number / whole for number in range(len(explained))]
+    pairs = list(zip(late, explained, strict=True))
+    return {
+        "nll": torch.stack([share * now.nll for share, now in pairs]).sum(0),
+        "kl_what": torch.stack([share * now.kl for share, now in pairs]).sum(0),
+    }
+
+
+def _log_prob(scene: Scene, image: Tensor, config: IodineConfig) -> Tensor:
+    """(B, ·, H, W) log p of each pixel."""
+    if config.likelihood == "blend":
+        return gaussian_log_prob(image, scene.image, config.sigma)
+    each = gaussian_log_prob(image[:, None], scene.mean, config.sigma).sum(2, keepdim=True)
+    return torch.logsumexp(each + scene.log_mask, dim=1)
+
+
+def _normed(field: Tensor, dims: int = 3) -> Tensor:
+    """Layer norm of the last dimensions, without weights: gradients come in all sizes."""
+    return F.layer_norm(field, field.shape[-dims:])
+
+
+def _places(image: Tensor) -> Tensor:
+    """(2, H, W) y and x from -1 to 1, for (B, 3, H, W) images."""
+    return broadcast(image.new_zeros(1, 0), (image.shape[2], image.shape[3]))[0]
+
+
+def _copied(guess: Guess, grows: bool = False) -> Guess:
+    """The same guess without the graph that led to it; `grows` lets a new one begin here.
+
+    A copy, because tensors of PyTorch's inference mode cannot take part in a graph.
+    """
+    raw, hidden, cell = (field.detach().clone() for field in (guess.raw, guess.hidden, guess.cell))
+    return Guess(raw.requires_grad_(grows), hidden, cell)
+
+
+def _plain(now: Explained) -> Explained:
+    """The same, without the graph that led to it."""
+    scene = now.scene
+    code = Gaussian(scene.code.mean.detach(), scene.code.std.detach())
+    bare = Scene(scene.mean.detach(), scene.log_mask.detach(), code)
+    return Explained(bare, now.nll.detach(), now.kl.detach())

@@ -1,0 +1,122 @@
+"""Recipes of the scene mixtures: the papers' tables, and ours for two CPU cores.
+
+`*-paper-*` are the papers' and want a GPU; where a paper and public code differ, the preset says
+what it follows. The others are small. Each names the set of scenes (`objrl scenes`) that it is for,
+which is drawn where no other frames are given; on other frames they work as well or as badly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from objrl.models.iodine import IodineConfig
+from objrl.models.monet import MonetConfig
+from objrl.pretrain.scenes import Which
+from objrl.schedule import Linear
+
+UNCLIPPED = 1e9
+"""A norm that no gradient reaches."""
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """What the recipes of all scene mixtures say."""
+
+    steps: int = 1_000_000
+    """Length of the run; `--steps` and `--minutes` override it."""
+    unit: Literal["steps", "run"] = "steps"
+    """What the schedules count: steps, or the fraction of the run that is done."""
+    batch: int = 32
+    """Frames a step, over all devices."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Of everything."""
+    lr: float = 3e-4
+    """Learning rate."""
+    decay: Linear = field(default_factory=lambda: Linear(1.0))
+    """What the learning rate is multiplied with."""
+    clip: float = UNCLIPPED
+    """Largest norm of the gradient."""
+    scenes: Which = "dsprites_grey"
+    """What it learns from where no frames are given."""
+    side: int | None = None
+    """Side of those; by default the papers'."""
+    self_configure: ClassVar[bool] = False
+    """Nothing of a scene mixture is taken from the frames."""
+
+
+@dataclass(frozen=True)
+class MonetRecipe(MixtureRecipe):
+    """How a MONet is trained."""
+
+    model: MonetConfig = field(default_factory=MonetConfig)
+    """Size and shape of the network."""
+    sigma_bg: float = 0.09
+    """Standard deviation of the first slot's pixels."""
+    sigma_fg: float = 0.11
+    """That of the others'."""
+    beta: float = 0.5
+    """Weight of the codes' KL."""
+    gamma: float = 0.5
+    """Weight of the masks' KL."""
+
+
+@dataclass(frozen=True)
+class IodineRecipe(MixtureRecipe):
+    """How an IODINE is trained."""
+
+    model: IodineConfig = field(default_factory=IodineConfig)
+    """Size and shape of the network, and the likelihood."""
+    clip: float = 5.0
+    """Largest norm of the gradient (appendix B); all are larger, so that a step has one length."""
+    beta: float = 1.0
+    """Weight of the codes' KL."""
+
+
+_MONET = MonetRecipe(optimizer="rmsprop", lr=1e-4, batch=64)  # its appendix B
+_IODINE = IodineRecipe()  # appendix B of the paper; the authors' code differs in batch and rate
+_IODINE_TETRIS = replace(
+    _IODINE,
+    scenes="tetris",
+    # B.3: four slots, no LSTM, codes of 32.
+    model=IodineConfig(frame_size=(35, 35), slots=4, z_what=32, memory=0),
+)
+
+MIXTURES: dict[str, MonetRecipe | IodineRecipe] = {
+    "monet-paper-multi_dsprites": _MONET,
+    "monet-tetris": MonetRecipe(
+        scenes="tetris",
+        model=MonetConfig(
+            frame_size=(35, 35),
+            slots=4,
+            attention=(16, 16, 32, 32),
+            encoder=(16, 32, 32),
+            decoder=16,
+            hidden=64,
+        ),
+        steps=3000,
+        unit="run",
+        lr=5e-4,
+        clip=5.0,
+        sigma_bg=0.1,
+        sigma_fg=0.1,
+        beta=0.25,
+        gamma=0.25,
+    ),
+    "iodine-paper-tetris": _IODINE_TETRIS,
+    "iodine-paper-multi_dsprites": _IODINE,
+    "iodine-tetris": replace(
+        _IODINE_TETRIS,
+        model=replace(
+            _IODINE_TETRIS.model,
+            kernel=3,
+            refinements=3,
+            z_what=16,
+            decoder=(32, 32, 32),
+        ),
+        steps=3000,
+        unit="run",
+        lr=1e-3,
+        decay=Linear(1.0, 0.1, 0.5, 1.0),
+    ),
+}

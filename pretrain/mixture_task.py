@@ -1,0 +1,124 @@
+"""What the scene mixtures bring to the training loop: frames as they are, and a loss.
+
+Letters: B batch, H W canvas.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objrl.frames import to_image
+from objrl.models.iodine import Iodine, iodine_terms
+from objrl.models.mixture import MixtureDetector, Scene, slots_of
+from objrl.models.monet import Monet, monet_terms
+from objrl.models.regions import Image
+from objrl.perceiver import FramePerceiver, Perceiver
+from objrl.pretrain.mixture_presets import IodineRecipe, MonetRecipe
+from objrl.pretrain.presets import Mixture
+
+Terms = dict[str, Tensor]
+"""(B,) nats by name."""
+
+
+class Stills(NamedTuple):
+    """What goes to the device each step."""
+
+    frames: Tensor
+    """(B, h, w, 3) uint8, of any size."""
+
+    def to(self, device: torch.device) -> Stills:
+        """Move to a device."""
+        return Stills(self.frames.to(device, non_blocking=True))
+
+
+class MixtureTask(nn.Module):
+    """One recipe; `forward` is the loss. What a model's loss is made of says `objective`."""
+
+    model_name: str
+    length = 1
+
+    def __init__(self, recipe: Mixture, model: MixtureDetector) -> None:
+        super().__init__()
+        self.recipe, self.model = recipe, model
+
+    def perceiver(self) -> Perceiver:
+        """Return the model as an agent has it."""
+        return FramePerceiver(self.model)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the one of the whole model."""
+        kind = torch.optim.Adam if self.recipe.optimizer == "adam" else torch.optim.RMSprop
+        return [kind(self.model.parameters(), lr=self.recipe.lr)]
+
+    def prepare(self, frames: Image) -> Stills:
+        """Take (B, h, w, 3) uint8 frames of any size as they are."""
+        return Stills(torch.from_numpy(frames))
+
+    def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
+        """Return what (B, 3, H, W) images look like to the model, the loss's terms and weights."""
+        raise NotImplementedError
+
+    def forward(self, batch: Stills, at: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and its terms by name as means over the batch.
+
+        Args:
+            batch: on the model's device.
+            at: time in the recipe's unit.
+        """
+        image = to_image(batch.frames, *self.model.frame_size)
+        scene, terms, weights = self.objective(image, at)
+        means = {name: term.mean() for name, term in terms.items()}
+        total = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
+        with torch.no_grad():
+            means["loss"] = total
+            means["objects"] = slots_of(scene).mask.sum() / len(image)
+            means["mse"] = F.mse_loss(scene.image, image)
+        return total, means
+
+
+class MonetTask(MixtureTask):
+    """MONet's loss (its eq. 3)."""
+
+    model_name = "monet"
+
+    def __init__(self, recipe: MonetRecipe) -> None:
+        super().__init__(recipe, Monet(recipe.model))
+        self.settings = recipe
+
+    def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
+        """As `MixtureTask.objective`."""
+        recipe, out = self.settings, self.model(image)
+        terms = monet_terms(out, image, recipe.sigma_bg, recipe.sigma_fg)
+        return out.scene, terms, {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
+
+
+class IodineTask(MixtureTask):
+    """IODINE's loss (section 3.3)."""
+
+    model_name = "iodine"
+
+    def __init__(self, recipe: IodineRecipe) -> None:
+        super().__init__(recipe, Iodine(recipe.model))
+        self.settings = recipe
+
+    def perceiver(self) -> Perceiver:
+        """Return the model, which follows by itself."""
+        model: Any = self.model.eval()
+        follows: Iodine = model
+        return follows
+
+    def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
+        """As `MixtureTask.objective`."""
+        explained = self.model(image)
+        return explained[-1].scene, iodine_terms(explained), {"kl_what": self.settings.beta}
+
+
+def mixture_task(recipe: Mixture) -> MixtureTask:
+    """Return the task of a recipe."""
+    if isinstance(recipe, MonetRecipe):
+        return MonetTask(recipe)
+    return IodineTask(recipe)

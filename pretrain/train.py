@@ -18,8 +18,10 @@ from objrl.checkpoint import Checkpoint, load_checkpoint
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore
+from objrl.pretrain.mixture_presets import MixtureRecipe
 from objrl.pretrain.presets import Recipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
+from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.store import EmptyStoreError, FrameStore
 
 _FRAMES = 20_000
@@ -29,7 +31,9 @@ _FRAMES = 20_000
 class TrainConfig:
     """Train an encoder on frames; ends with weights, a picture and a report.
 
-    Either from a file of frames (--data), or for a game (--env), whose frames are collected first.
+    From a file of frames (--data), or for a game (--env), whose frames are collected first. The
+    presets of scene mixtures (iodine-tetris, …) name the scenes that they are for; with neither
+    option those are drawn.
     """
 
     data: tuple[Path, ...] = ()
@@ -37,9 +41,9 @@ class TrainConfig:
     env: str | None = None
     """Game to collect frames of, e.g. ALE/Pong-v5, into runs/<game>.h5; what is there is reused."""
     frames: int | None = None
-    """With --env, how many frames there should be; by default 20,000, or what the file has."""
+    """Without --data, how many frames there should be; by default 20,000, or what the file has."""
     preset: str = "space-fast"
-    """Recipe; `space-paper-*` are the paper's and want a GPU."""
+    """Recipe; those with `paper` in their names are the papers' and want a GPU."""
     out: Path | None = None
     """Folder of the run; by default runs/<data>-<preset>."""
     minutes: float | None = None
@@ -79,10 +83,10 @@ def train(config: TrainConfig) -> Path:
         OSError: the disk is full; the last checkpoint stays.
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    _check(config)
     recipe = _recipe(config)
+    _check(config, recipe)
     out, resumed = _folder(config)
-    paths = config.data or (_collected(config),)
+    paths = config.data or (_made(config, recipe),)
     with FrameStore(paths[0]) if len(paths) == 1 else JointStore(paths) as store:
         fabric = _fabric(config, out, resumed)
         fabric.launch()
@@ -94,16 +98,17 @@ def train(config: TrainConfig) -> Path:
         return run.export()
 
 
-def _check(config: TrainConfig) -> None:
-    if bool(config.data) == (config.env is not None):
+def _check(config: TrainConfig, recipe: Recipe) -> None:
+    both, neither = config.data and config.env, not config.data and not config.env
+    if both or (neither and not isinstance(recipe, MixtureRecipe)):
         given = ", ".join(map(str, config.data)) or "nothing"
         raise ValueError(
             f"expected one of --data and --env, got data={given} and "
             f"env={config.env or 'nothing'}; --data takes a file from `objrl collect`, --env "
             "ALE/Pong-v5 collects frames itself"
         )
-    if config.frames is not None and config.env is None:
-        raise ValueError("frames: expected it with --env only; --data takes the file as it is")
+    if config.frames is not None and config.data:
+        raise ValueError("frames: expected it without --data, which takes the file as it is")
     if config.minutes is not None and config.steps is not None:
         raise ValueError("expected minutes or steps, got both; give one")
     for name, least in (
@@ -137,9 +142,11 @@ def _recipe(config: TrainConfig) -> Recipe:
 
 def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     """Return the run's folder, and its checkpoint where it goes on."""
-    data = config.data or (default_store(config.env or ""),)
-    name = data[0].stem if len(data) == 1 else f"joint{len(data)}"
-    out = config.out or Path("runs") / f"{name}-{config.preset}"
+    name = config.preset
+    if config.data or config.env:
+        data = config.data or (default_store(config.env or ""),)
+        name = f"{data[0].stem if len(data) == 1 else f'joint{len(data)}'}-{name}"
+    out = config.out or Path("runs") / name
     if config.resume:
         return out, load_checkpoint(out / CHECKPOINT)
     if any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
@@ -147,6 +154,25 @@ def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: expected a folder for the run, got a file")
     return out, None
+
+
+def _made(config: TrainConfig, recipe: Recipe) -> Path:
+    """Return the file with frames that nobody has given."""
+    if config.env is None:
+        assert isinstance(recipe, MixtureRecipe)  # others have nothing to learn from then
+        return _drawn(config, recipe)
+    return _collected(config)
+
+
+def _drawn(config: TrainConfig, recipe: MixtureRecipe) -> Path:
+    """Return the file with the scenes that a recipe is for, drawing what is missing."""
+    size = "" if recipe.side is None else f"_{recipe.side}"
+    path = Path("runs", f"{recipe.scenes}_own{size}.h5")
+    scenes = ScenesConfig(recipe.scenes, out=path, side=recipe.side, labelled=0)
+    with suppress(FileNotFoundError, EmptyStoreError), FrameStore(path) as store:
+        if store.complete and len(store) >= (config.frames or 0):
+            return path
+    return generate_stills(dataclasses.replace(scenes, frames=config.frames or _FRAMES))
 
 
 def _collected(config: TrainConfig) -> Path:

@@ -188,7 +188,7 @@ class TestBadInput:
         [
             ({"data": ()}, "expected one of --data and --env, got data=nothing and env=nothing"),
             ({"env": "ALE/Pong-v5"}, "expected one of --data and --env"),
-            ({"frames": 9}, "frames: expected it with --env only"),
+            ({"frames": 9}, "frames: expected it without --data"),
             ({"minutes": 1.0}, "expected minutes or steps, got both"),
             ({"steps": None, "minutes": 0.0}, "minutes: expected more than 0, got 0.0"),
             ({"steps": None, "minutes": float("nan")}, "minutes: expected more than 0, got nan"),

@@ -148,8 +148,12 @@ class Iodine(MixtureDetector):
             image: (B, 3, H, W), or (B, T + 1, 3, H, W) for one frame a guess (B.4): then each guess
                 is held against a frame that it has not seen yet.
         """
-        frames = image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1)
-        return self._guesses(frames if image.ndim == 4 else image, self.begin(len(image)))[0]
+        frames = image if image.ndim == 5 else self._repeated(image)
+        return self._guesses(frames, self.begin(len(image)))[0]
+
+    def _repeated(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, T + 1, 3, H, W): the same image for every guess."""
+        return image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1)
 
     def _guesses(self, frames: Tensor, guess: Guess) -> tuple[list[Explained], Guess]:
         """Refine a guess by (B, T + 1, 3, H, W), and explain the last of them."""
@@ -252,9 +256,7 @@ class Iodine(MixtureDetector):
 
         guess = Guess(kept("raw"), kept("hidden"), kept("cell"))
         image = to_image(frames.to(self.device), *self.frame_size)
-        explained, guess = self._guesses(
-            image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1), guess
-        )
+        explained, guess = self._guesses(self._repeated(image), guess)
         slots = slots_of(explained[-1].scene)
         known = torch.where(new[:, None, None], NO_TRACK, state.track_id)
         here = slots.mask[..., None]

@@ -1,0 +1,274 @@
+"""ECON: experts compete for the parts of a scene, front to back (von Kügelgen et al. 2020).
+
+arXiv 2004.12906. A scene is layers of objects. Each of T steps explains the frontmost part of what
+is left, by the one of K experts that does it best; so experts come to know a class of objects each,
+and what is hidden behind others is filled in, for nothing is asked of it there. `Expert` is section
+4, `forward` section 5, `econ_terms` eqs. 10 to 13, `layered` section 2.
+
+Letters: B batch, T steps, K experts, L size of a code, H W canvas. Steps are counted as inference
+goes, from the front: the paper's t falls from T to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from objrl.models.mixture import MixtureDetector, Scene
+from objrl.nn.broadcast import broadcast
+from objrl.nn.distributions import Gaussian, gaussian_kl
+from objrl.nn.unet import UNet
+
+_LEAST = 1e-5
+"""Probabilities count as this much at least and as one less this much at most; ours."""
+
+
+@dataclass(frozen=True)
+class EconConfig:
+    """The size of an ECON, and how its experts compete."""
+
+    frame_size: tuple[int, int] = (32, 32)
+    """Canvas (H, W) that frames are resized to; the paper names none."""
+    experts: int = 4
+    """K: classes of objects, and the background."""
+    layers: int = 4
+    """T: parts of a scene, the background among them; may be changed after training."""
+    z_what: int = 2
+    """L, size of a code."""
+    attention: tuple[int, ...] = (32, 64, 64, 64)
+    """Channels of the attention network's blocks (C.2.2)."""
+    blocks: int = 4
+    """Of encoder and decoder (C.2.1)."""
+    features: int = 32
+    """Channels of those."""
+    sigma: float = 0.1
+    """Standard deviation of a pixel; the paper names none."""
+    appearance: float = 1.0
+    """lambda: how much colours count in the competition, beside shapes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What an expert makes of what is left of an image.
+
+    Attributes:
+        region: (B, 1, H, W) what it takes of it, r.
+        code: (B, L) q(z | x, r).
+        mean: (B, 3, H, W) what it paints, mu.
+        shape: (B, 1, H, W) where it would be seen if nothing were before it, m.
+        cost: (B, 3) nats of eqs. 10 to 12: L_x, L_z, L_r.
+    """
+
+    region: Tensor
+    code: Gaussian
+    mean: Tensor
+    shape: Tensor
+    cost: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Part:
+        """Apply one function to every field."""
+        code = Gaussian(change(self.code.mean), change(self.code.std))
+        fields = (self.region, self.mean, self.shape, self.cost)
+        region, mean, shape, cost = (change(field) for field in fields)
+        return Part(region, code, mean, shape, cost)
+
+    @staticmethod
+    def join(parts: Sequence[Part], how: Callable[[list[Tensor]], Tensor]) -> Part:
+        """Make one of several, field by field."""
+        codes = [part.code for part in parts]
+        return Part(
+            how([part.region for part in parts]),
+            Gaussian(how([code.mean for code in codes]), how([code.std for code in codes])),
+            how([part.mean for part in parts]),
+            how([part.shape for part in parts]),
+            how([part.cost for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class EconOutput:
+    """An image taken apart, the front first.
+
+    Attributes:
+        scope: (B, T, 1, H, W) what was left at each step, s.
+        winner: (B, T) int64 which expert won.
+        part: what it makes of it, with T after B in every field; its regions sum to one over T.
+    """
+
+    scope: Tensor
+    winner: Tensor
+    part: Part
+
+
+class Econ(MixtureDetector):
+    """The whole model; a `Detector` for `FramePerceiver`.
+
+    An object's `what` is its code, and after it which expert knows it, one hot.
+    """
+
+    def __init__(self, config: EconConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame_size = config.frame_size
+        self.max_slots, self.what_size = config.layers, config.z_what + config.experts
+        self.experts = nn.ModuleList(Expert(config) for _ in range(config.experts))
+
+    @property
+    def known(self) -> list[Expert]:
+        """The experts."""
+        return [expert for expert in self.experts if isinstance(expert, Expert)]
+
+    def forward(self, image: Tensor, temperature: float = 1.0) -> EconOutput:
+        """Take (B, 3, H, W) images apart.
+
+        In training mode codes are drawn, and winners too, with probabilities that a softmax of the
+        costs gives; otherwise the cheapest wins.
+
+        Args:
+            image: in [0, 1].
+            temperature: of that softmax, in nats; the larger, the more chance decides.
+        """
+        explain = self._drawn if self.training else self._best
+        scope = torch.ones_like(image[:, :1])
+        scopes, parts, winners = [], [], []
+        for step in range(self.config.layers):
+            part, winner = explain(image, scope, step == self.config.layers - 1, temperature)
+            scopes.append(scope)
+            parts.append(part)
+            winners.append(winner)
+            scope = scope - part.region  # eq. 14: s (1 - a), for r = s a
+        return EconOutput(
+            torch.stack(scopes, 1), torch.stack(winners, 1), Part.join(parts, _side_by_side)
+        )
+
+    def _best(self, image: Tensor, scope: Tensor, last: bool, _: float) -> tuple[Part, Tensor]:
+        """Return the part of the cheapest expert, and (B,) who that is."""
+        every = Part.join([expert(image, scope, last) for expert in self.experts], _side_by_side)
+        winner = self._price(every.cost).argmin(1)
+        row = torch.arange(len(image), device=image.device)
+        return every.map(lambda field: field[row, winner]), winner
+
+    def _drawn(
+        self, image: Tensor, scope: Tensor, last: bool, temperature: float
+    ) -> tuple[Part, Tensor]:
+        """Return the part of an expert drawn by its costs; only the winners get gradients."""
+        with torch.no_grad():
+            every = [expert(image, scope, last).cost for expert in self.experts]
+            odds = torch.softmax(-self._price(torch.stack(every, 1)) / temperature, 1)
+            winner = torch.multinomial(odds, 1)[:, 0]
+        order, parts = [], []
+        for number, expert in enumerate(self.experts):
+            mine = (winner == number).nonzero()[:, 0]
+            if len(mine):
+                order.append(mine)
+                parts.append(expert(image[mine], scope[mine], last))
+        back = torch.cat(order).argsort()
+        return Part.join(parts, torch.cat).map(lambda field: field[back]), winner
+
+    def _price(self, cost: Tensor) -> Tensor:
+        """(B, K, 3) -> (B, K) what decides the competition (section 5.2)."""
+        return self.config.appearance * cost[..., 0] + cost[..., 2]
+
+    def explain(self, image: Tensor) -> Scene:
+        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
+        out: EconOutput = self(image)
+        part, known = out.part, F.one_hot(out.winner, self.config.experts).to(image.dtype)
+        mean = torch.cat([part.code.mean, known], -1)
+        std = torch.cat([part.code.std, torch.zeros_like(known)], -1)
+        return Scene(part.mean, part.region.clamp(min=1e-9).log(), Gaussian(mean, std))
+
+    def paint(self, experts: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Let experts paint codes, wherever they come from.
+
+        Args:
+            experts: (B, T) int64 which expert paints each.
+            z: (B, T, L).
+
+        Returns:
+            (B, T, 3, H, W) colours and (B, T, 1, H, W) shapes.
+        """
+        flat = z.flatten(0, 1)
+        every = torch.stack([expert.paint(flat) for expert in self.known], 1)  # (B T, K, 4, H, W)
+        row = torch.arange(len(flat), device=z.device)
+        chosen = every[row, experts.flatten()].view(*experts.shape, *every.shape[2:])
+        return chosen[:, :, :3], chosen[:, :, 3:]
+
+
+def layered(mean: Tensor, shape: Tensor) -> Tensor:
+    """Lay (B, T, 3, H, W) over each other, the first in front (section 2): (B, 3, H, W)."""
+    canvas = torch.zeros_like(mean[:, 0])
+    for step in reversed(range(mean.shape[1])):
+        canvas = shape[:, step] * mean[:, step] + (1 - shape[:, step]) * canvas
+    return canvas
+
+
+class Expert(nn.Module):
+    """One class of objects: attention, encoder and decoder (section 4, C.2)."""
+
+    def __init__(self, config: EconConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = UNet(4, 1, config.frame_size, config.attention)
+        layers: list[nn.Module] = []
+        before, (height, width) = 4, config.frame_size
+        for _ in range(config.blocks):
+            layers += [nn.Conv2d(before, config.features, 3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            before, height, width = config.features, height // 2, width // 2
+        hidden = 4 * config.z_what
+        layers += [nn.Flatten(), nn.Linear(before * height * width, hidden), nn.ReLU()]
+        self.encoder = nn.Sequential(*layers, nn.Linear(hidden, 2 * config.z_what))
+        layers, before = [], config.z_what + 2
+        for _ in range(config.blocks):
+            layers += [nn.Conv2d(before, config.features, 3, padding=1), nn.ReLU()]
+            before = config.features
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(before, 4, 1), nn.Sigmoid())
+
+    def forward(self, image: Tensor, scope: Tensor, last: bool) -> Part:
+        """Explain a part of what is left.
+
+        Args:
+            image: (B, 3, H, W).
+            scope: (B, 1, H, W).
+            last: take all of it (footnote 7).
+        """
+        region = scope
+        if not last:
+            seen = torch.cat([image, scope.clamp(min=_LEAST).log()], 1)
+            region = scope * torch.sigmoid(self.attention(seen))
+        code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
+        painted = self.paint(code.sample() if self.training else code.mode())
+        mean, shape = painted[:, :3], painted[:, 3:]
+        far = region * (image - mean).square() / (2 * self.config.sigma**2)
+        cost = [
+            far.flatten(1).sum(1),
+            gaussian_kl(code, 0.0, 1.0).sum(1),
+            _bernoulli_kl(region, scope * shape).flatten(1).sum(1),
+        ]
+        return Part(region, code, mean, shape, torch.stack(cost, 1))
+
+    def paint(self, z: Tensor) -> Tensor:
+        """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""
+        painted: Tensor = self.decoder(broadcast(z, self.config.frame_size))
+        return painted
+
+
+def _side_by_side(fields: list[Tensor]) -> Tensor:
+    """(B, ·) -> (B, n, ·)."""
+    return torch.stack(fields, 1)
+
+
+def econ_terms(output: EconOutput) -> dict[str, Tensor]:
+    """Return the terms of eq. 13 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask."""
+    nll, kl_what, kl_mask = output.part.cost.sum(1).unbind(1)
+    return {"nll": nll, "kl_what": kl_what, "kl_mask": kl_mask}
+
+
+def _bernoulli_kl(q: Tensor, p: Tensor) -> Tensor:
+    """KL(Bernoulli(q) || Bernoulli(p)) of each pixel."""
+    q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (q, p))
+    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()

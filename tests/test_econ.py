@@ -1,0 +1,174 @@
+"""ECON: experts, their competition, layers, and the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from objrl.models.econ import Econ, EconConfig, EconOutput, Part, econ_terms, layered
+from objrl.nn.distributions import Gaussian
+from objrl.perceiver import FramePerceiver
+
+SMALL = EconConfig(
+    frame_size=(16, 20), experts=3, layers=4, attention=(6, 8), blocks=2, features=8, sigma=0.3
+)
+
+
+def build(config: EconConfig = SMALL) -> Econ:
+    torch.manual_seed(0)
+    return Econ(config)
+
+
+def image(count: int = 4) -> Tensor:
+    """A red and a green block on black, elsewhere in each image."""
+    made = torch.zeros(count, 3, 16, 20)
+    for b in range(count):
+        made[b, 0, 2 + b % 8 : 8 + b % 8, 2:8] = 1
+        made[b, 1, 6:12, 10 + b % 4 : 16 + b % 4] = 1
+    return made
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_steps_share_the_image_and_the_last_takes_the_rest(training: bool) -> None:
+    out: EconOutput = build().train(training)(image())
+    region, scope = out.part.region, out.scope
+    torch.testing.assert_close(region.sum(1), torch.ones(4, 1, 16, 20))
+    torch.testing.assert_close(region[:, -1], scope[:, -1])
+    assert (region <= scope + 1e-6).all()
+    torch.testing.assert_close(scope[:, 1], 1 - region[:, 0])
+    assert out.winner.shape == (4, 4)
+
+
+def test_the_cheapest_expert_wins_and_does_what_it_does_alone() -> None:
+    model = build().eval()
+    with torch.no_grad():
+        out: EconOutput = model(image())
+        scope = torch.ones(4, 1, 16, 20)
+        parts = [expert(image(), scope, False) for expert in model.experts]
+    price = torch.stack([part.cost[:, 0] + part.cost[:, 2] for part in parts], 1)
+    assert torch.equal(out.winner[:, 0], price.argmin(1))
+    for b, winner in enumerate(out.winner[:, 0].tolist()):
+        torch.testing.assert_close(out.part.mean[b, 0], parts[winner].mean[b])
+        torch.testing.assert_close(out.part.cost[b, 0], parts[winner].cost[b])
+    by_shape = Econ(replace(SMALL, appearance=0.0)).eval()
+    by_shape.load_state_dict(model.state_dict())
+    shape_price = torch.stack([part.cost[:, 2] for part in parts], 1)
+    assert torch.equal(by_shape(image()).winner[:, 0], shape_price.argmin(1))
+
+
+def test_the_order_of_experts_plays_no_part() -> None:
+    model, other = build().eval(), build().eval()
+    order = [2, 0, 1]
+    for here, there in enumerate(order):
+        other.experts[here].load_state_dict(model.experts[there].state_dict())
+    a, b = model(image()), other(image())
+    torch.testing.assert_close(a.part.region, b.part.region)
+    assert torch.equal(torch.tensor(order)[b.winner], a.winner)
+
+
+def test_training_draws_winners_by_their_costs() -> None:
+    model = build()
+    with torch.no_grad():  # one that paints its shape everywhere is dear
+        last = model.known[0].decoder[-2].bias
+        assert isinstance(last, Tensor)
+        last[3] += 20
+    same = image(1).expand(64, -1, -1, -1)
+    torch.manual_seed(0)
+    assert len(model(same, temperature=1e9).winner[:, 0].unique()) == 3, "all the same to chance"
+    cold = model(same, temperature=1e-3).winner[:, 0]
+    assert set(cold.tolist()) <= {1, 2}
+
+
+def test_only_winners_learn() -> None:
+    model = build(replace(SMALL, layers=2))
+    out = model(image(1), temperature=1e-3)
+    terms = econ_terms(out)
+    sum(term.sum() for term in terms.values()).backward()  # type: ignore[union-attr,no-untyped-call]
+    won = set(out.winner.flatten().tolist())
+    assert len(won) < 3
+    for number, expert in enumerate(model.experts):
+        for name, parameter in expert.named_parameters():
+            if number not in won:
+                assert parameter.grad is None, name
+            elif not name.startswith("attention"):  # the last step needs none
+                assert parameter.grad is not None, name
+    first = model.experts[int(out.winner[0, 0])]
+    for name, parameter in first.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_terms_by_hand() -> None:
+    """One pixel, half of the scope; nothing is asked of a shape where others are before it."""
+    model = build(replace(SMALL, experts=1, sigma=0.2)).eval()
+    expert = model.known[0]
+    scope = torch.zeros(1, 1, 16, 20)
+    scope[..., 3, 4] = 0.8
+    seen = image(1)
+    with torch.no_grad():
+        part: Part = expert(seen, scope, False)
+        region, mean = float(part.region[0, 0, 3, 4]), part.mean[0, :, 3, 4]
+        far = float((seen[0, :, 3, 4] - mean).square().sum())
+        shape = float(part.shape[0, 0, 3, 4])
+    assert part.cost[0, 0].item() == pytest.approx(region * far / (2 * 0.2**2), rel=1e-4)
+    p = 0.8 * shape
+    kl = region * math.log(region / p) + (1 - region) * math.log((1 - region) / (1 - p))
+    assert part.cost[0, 2].item() == pytest.approx(kl, rel=1e-3, abs=1e-6)
+    m, s = part.code.mean[0], part.code.std[0]
+    kl_z = 0.5 * (s**2 + m**2 - 1 - 2 * s.log()).sum()
+    assert part.cost[0, 1].item() == pytest.approx(kl_z.item(), rel=1e-4)
+
+
+def test_terms_are_sums_over_steps() -> None:
+    cost = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]])
+    none = torch.zeros(1, 2, 1, 1, 1)
+    code = Gaussian(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))
+    terms = econ_terms(EconOutput(none, torch.zeros(1, 2), Part(none, code, none, none, cost)))
+    assert {name: term.item() for name, term in terms.items()} == {
+        "nll": 11,
+        "kl_what": 22,
+        "kl_mask": 33,
+    }
+
+
+def test_what_is_in_front_hides_what_is_behind() -> None:
+    mean = torch.tensor([1.0, 0.5, 0.2]).view(1, 3, 1, 1, 1).expand(1, 3, 3, 1, 2)
+    shape = torch.tensor([[1.0, 0.0], [1.0, 0.5], [1.0, 1.0]]).view(1, 3, 1, 1, 2)
+    seen = layered(mean, shape)
+    torch.testing.assert_close(seen[0, 0, 0], torch.tensor([1.0, 0.5 * 0.5 + 0.5 * 0.2]))
+
+
+def test_experts_paint_what_they_are_asked_for() -> None:
+    model = build().eval()
+    z = torch.randn(2, 2, 2)
+    mean, shape = model.paint(torch.tensor([[0, 2], [1, 1]]), z)
+    alone = model.known[2].paint(z[:1, 1])
+    torch.testing.assert_close(mean[0, 1], alone[0, :3])
+    torch.testing.assert_close(shape[0, 1], alone[0, 3:])
+
+
+def test_an_agent_gets_codes_and_experts() -> None:
+    model = build().eval()
+    frames = torch.randint(0, 256, (2, 40, 30, 3), dtype=torch.uint8)
+    slots = FramePerceiver(model).encode(frames)
+    assert slots.what.shape == (2, 4, 2 + 3)
+    known = slots.what[slots.mask][:, 2:]
+    assert torch.equal(known.sum(1), torch.ones(len(known)))
+
+
+def test_it_learns() -> None:
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        terms = econ_terms(model(image(), temperature=30.0))
+        loss = (terms["nll"] + 0.5 * terms["kl_what"] + terms["kl_mask"]).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])

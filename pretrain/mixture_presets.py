@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from objrl.models.econ import EconConfig
 from objrl.models.iodine import IodineConfig
 from objrl.models.monet import MonetConfig
+from objrl.models.rmonet import RmonetConfig
+from objrl.pretrain.pseudo_boxes import PseudoBoxes
 from objrl.pretrain.scenes import Which
 from objrl.schedule import Linear
 
@@ -73,6 +76,52 @@ class IodineRecipe(MixtureRecipe):
     """Weight of the codes' KL."""
 
 
+@dataclass(frozen=True)
+class RmonetRecipe(MixtureRecipe):
+    """How an R-MONet is trained."""
+
+    model: RmonetConfig = field(default_factory=RmonetConfig)
+    """Size and shape of the network."""
+    boxes: PseudoBoxes = field(default_factory=PseudoBoxes)
+    """How boxes are drawn round masks."""
+    sigma_bg: float = 0.09
+    """Standard deviation of the background's pixels."""
+    sigma_fg: float = 0.11
+    """That of the objects'."""
+    beta: float = 0.5
+    """Weight of the codes' KL."""
+    gamma: float = 0.5
+    """Weight of the masks' KL."""
+    delta: float = 1.0
+    """Weight of whether anchors hold an object."""
+    lambda_: float = 1.0
+    """Weight of how they should be moved."""
+
+
+@dataclass(frozen=True)
+class EconRecipe(MixtureRecipe):
+    """How an ECON is trained."""
+
+    model: EconConfig = field(default_factory=EconConfig)
+    """Size and shape of the network, and the competition."""
+    lr: float = 5e-4
+    """Learning rate (C.3)."""
+    beta: float = 0.52
+    """Weight of the codes' KL."""
+    gamma: float = 9.54
+    """Weight of the shapes' KL. C.4 swaps these two, and so leaves its own ranges."""
+    temperature: Linear = field(default_factory=lambda: Linear(1.0))
+    """Of the competition, in nats; the paper's is 1."""
+
+
+_SMALL = MonetConfig(
+    frame_size=(35, 35),
+    slots=4,
+    attention=(16, 16, 32, 32),
+    encoder=(16, 32, 32),
+    decoder=16,
+    hidden=64,
+)
 _MONET = MonetRecipe(optimizer="rmsprop", lr=1e-4, batch=64)  # its appendix B
 _IODINE = IodineRecipe()  # appendix B of the paper; the authors' code differs in batch and rate
 _IODINE_TETRIS = replace(
@@ -82,18 +131,31 @@ _IODINE_TETRIS = replace(
     model=IodineConfig(frame_size=(35, 35), slots=4, z_what=32, memory=0),
 )
 
-MIXTURES: dict[str, MonetRecipe | IodineRecipe] = {
+_RMONET = RmonetRecipe(lr=1e-4, batch=64)
+_RMONET_FAST = RmonetRecipe(
+    scenes="tetris",
+    model=RmonetConfig(
+        vae=replace(_SMALL, slots=4),
+        width=16,
+        depth=32,
+        anchors=(12.0, 16.0, 24.0, 32.0, 48.0),
+    ),
+    steps=3000,
+    unit="run",
+    lr=5e-4,
+    decay=Linear(1.0, 0.1, 0.5, 1.0),
+    clip=100.0,
+    sigma_bg=0.1,
+    sigma_fg=0.11,
+)
+_ECON = EconRecipe(steps=100_000, scenes="econ_unique")
+
+Mixture = MonetRecipe | IodineRecipe | RmonetRecipe | EconRecipe
+MIXTURES: dict[str, Mixture] = {
     "monet-paper-multi_dsprites": _MONET,
     "monet-tetris": MonetRecipe(
         scenes="tetris",
-        model=MonetConfig(
-            frame_size=(35, 35),
-            slots=4,
-            attention=(16, 16, 32, 32),
-            encoder=(16, 32, 32),
-            decoder=16,
-            hidden=64,
-        ),
+        model=_SMALL,
         steps=3000,
         unit="run",
         lr=5e-4,
@@ -118,5 +180,24 @@ MIXTURES: dict[str, MonetRecipe | IodineRecipe] = {
         unit="run",
         lr=1e-3,
         decay=Linear(1.0, 0.1, 0.5, 1.0),
+    ),
+    "rmonet-paper-multi_dsprites": _RMONET,
+    "rmonet-tetris": _RMONET_FAST,
+    "econ-paper-sprites": _ECON,
+    # 5 latents, 3 blocks, lambda 0: shapes alone compete (section 5.2, C.4).
+    "econ-paper-sprites_random": replace(
+        _ECON,
+        scenes="econ_random",
+        model=replace(_ECON.model, z_what=5, blocks=3, appearance=0.0),
+        beta=1.0,
+        gamma=3.26,
+    ),
+    "econ-sprites": replace(
+        _ECON,
+        model=replace(_ECON.model, z_what=4, attention=(16, 32, 32, 32), blocks=3, features=16),
+        steps=3000,
+        unit="run",
+        temperature=Linear(1000.0, 10.0, 0.0, 0.5),
+        clip=100.0,
     ),
 }

@@ -12,13 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
+from objrl.models.econ import Econ, econ_terms
 from objrl.models.iodine import Iodine, iodine_terms
 from objrl.models.mixture import MixtureDetector, Scene, slots_of
 from objrl.models.monet import Monet, monet_terms
 from objrl.models.regions import Image
+from objrl.models.rmonet import Rmonet
+from objrl.nn.proposals import proposal_terms
 from objrl.perceiver import FramePerceiver, Perceiver
-from objrl.pretrain.mixture_presets import IodineRecipe, MonetRecipe
-from objrl.pretrain.presets import Mixture
+from objrl.pretrain.mixture_presets import (
+    EconRecipe,
+    IodineRecipe,
+    Mixture,
+    MonetRecipe,
+    RmonetRecipe,
+)
+from objrl.pretrain.pseudo_boxes import pseudo_boxes
 
 Terms = dict[str, Tensor]
 """(B,) nats by name."""
@@ -117,8 +126,50 @@ class IodineTask(MixtureTask):
         return explained[-1].scene, iodine_terms(explained), {"kl_what": self.settings.beta}
 
 
+class RmonetTask(MixtureTask):
+    """R-MONet's loss (its eq. 3)."""
+
+    model_name = "rmonet"
+
+    def __init__(self, recipe: RmonetRecipe) -> None:
+        super().__init__(recipe, Rmonet(recipe.model))
+        self.settings = recipe
+
+    def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
+        """As `MixtureTask.objective`."""
+        recipe, out = self.settings, self.model(image)
+        scene = out.monet.scene
+        terms = monet_terms(out.monet, image, recipe.sigma_bg, recipe.sigma_fg, behind=-1)
+        true, there = pseudo_boxes(scene.mask[:, :-1, 0], recipe.boxes)
+        terms |= proposal_terms(out.proposed, true, there)
+        weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
+        return scene, terms, weights | {"proposal": recipe.delta, "proposal_box": recipe.lambda_}
+
+
+class EconTask(MixtureTask):
+    """ECON's loss (its eq. 13)."""
+
+    model_name = "econ"
+
+    def __init__(self, recipe: EconRecipe) -> None:
+        super().__init__(recipe, Econ(recipe.model))
+        self.settings = recipe
+
+    def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
+        """As `MixtureTask.objective`."""
+        recipe, model = self.settings, self.model
+        assert isinstance(model, Econ)
+        out = model(image, recipe.temperature(at))
+        weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
+        return model.scene(out), econ_terms(out), weights
+
+
 def mixture_task(recipe: Mixture) -> MixtureTask:
     """Return the task of a recipe."""
     if isinstance(recipe, MonetRecipe):
         return MonetTask(recipe)
-    return IodineTask(recipe)
+    if isinstance(recipe, IodineRecipe):
+        return IodineTask(recipe)
+    if isinstance(recipe, RmonetRecipe):
+        return RmonetTask(recipe)
+    return EconTask(recipe)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from objrl.models.space import SpaceConfig
 from objrl.models.space_loss import Priors
-from objrl.pretrain.mixture_presets import MIXTURES, IodineRecipe, MonetRecipe
+from objrl.pretrain.mixture_presets import MIXTURES, Mixture
 from objrl.pretrain.scalor_presets import SCALOR, ScalorRecipe
 from objrl.schedule import Linear
 
@@ -168,7 +168,6 @@ SPACE: dict[str, SpaceRecipe] = {
 
 Configurable = SpaceRecipe | ScalorRecipe
 """Recipes that can take sizes and background from the frames."""
-Mixture = MonetRecipe | IodineRecipe
 Recipe = Configurable | Mixture
 PRESETS: dict[str, Recipe] = {**SPACE, **SCALOR, **MIXTURES}
 

@@ -87,7 +87,7 @@ def test_only_winners_learn() -> None:
     model = build(replace(SMALL, layers=2))
     out = model(image(1), temperature=1e-3)
     terms = econ_terms(out)
-    sum(term.sum() for term in terms.values()).backward()  # type: ignore[union-attr,no-untyped-call]
+    sum(term.sum() for term in terms.values()).backward()  # type: ignore[union-attr]
     won = set(out.winner.flatten().tolist())
     assert len(won) < 3
     for number, expert in enumerate(model.experts):

@@ -176,7 +176,12 @@ class Econ(MixtureDetector):
     def explain(self, image: Tensor) -> Scene:
         """(B, 3, H, W) in [0, 1] -> what is likeliest."""
         out: EconOutput = self(image)
-        part, known = out.part, F.one_hot(out.winner, self.config.experts).to(image.dtype)
+        return self.scene(out)
+
+    def scene(self, out: EconOutput) -> Scene:
+        """Return an image taken apart as other scene mixtures have it, experts beside codes."""
+        part = out.part
+        known = F.one_hot(out.winner, self.config.experts).to(part.mean.dtype)
         mean = torch.cat([part.code.mean, known], -1)
         std = torch.cat([part.code.std, torch.zeros_like(known)], -1)
         return Scene(part.mean, part.region.clamp(min=1e-9).log(), Gaussian(mean, std))

@@ -131,20 +131,20 @@ class Monet(MixtureDetector):
 
 
 def monet_terms(
-    output: MonetOutput, image: Tensor, sigma_bg: float, sigma_fg: float
+    output: MonetOutput, image: Tensor, sigma_bg: float, sigma_fg: float, behind: int = 0
 ) -> dict[str, Tensor]:
     """Return the terms of eq. 3 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask.
 
     Args:
         output: of the model.
         image: (B, 3, H, W).
-        sigma_bg: standard deviation of the first slot's pixels, which so is apt to be the
-            background.
+        sigma_bg: standard deviation of one slot's pixels, which so is apt to be the background.
         sigma_fg: that of the others'.
+        behind: which slot that is.
     """
     scene = output.scene
     std = image.new_full((scene.mean.shape[1], 1, 1, 1), sigma_fg)
-    std[0] = sigma_bg
+    std[behind] = sigma_bg
     return {
         "nll": -mixture_log_prob(image, scene.mean, scene.log_mask, std),
         "kl_what": gaussian_kl(scene.code, 0.0, 1.0).sum((1, 2)),

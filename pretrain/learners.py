@@ -128,6 +128,19 @@ def adjusted_mutual_information(first: Numbers, second: Numbers) -> float:
     return (mutual - expected) / room if room > 1e-12 else 1.0
 
 
+def normalised_mutual_information(first: Numbers, second: Numbers) -> float:
+    """Return MI / mean of both entropies of two ways to part M points: 1 the same, 0 independent.
+
+    Not less chance: of few points in many groups it is above 0 for anything.
+    """
+    table = _contingency(first, second) / len(first)
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
+    shared = table > 0
+    mutual = (table[shared] * np.log((table / np.outer(rows, columns))[shared])).sum()
+    entropy = -sum(float(part @ np.log(part)) for part in (rows, columns)) / 2
+    return float(mutual / entropy) if entropy > 1e-12 else 1.0
+
+
 def _contingency(first: Numbers, second: Numbers) -> Numbers:
     """Count points by their groups of the first and of the second; no row or column is empty."""
     rows, columns = (np.unique(each, return_inverse=True)[1] for each in (first, second))

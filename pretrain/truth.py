@@ -64,7 +64,7 @@ def read_truth(path: str | Path) -> LabelledFrames:
         ValueError: of another format, damaged, arrays missing or contradictory, or no boxes.
     """
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     missing = [name for name in ("frames", "classes", "boxes") if name not in arrays]
     if missing:
         raise ValueError(
@@ -152,7 +152,13 @@ def holds(path: Path, about: str) -> bool:
     return True
 
 
-def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return everything that a truth file holds, by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: of another format, or damaged.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such truth file")
     try:

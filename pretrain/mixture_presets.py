@@ -96,6 +96,9 @@ class RmonetRecipe(MixtureRecipe):
     """Weight of whether anchors hold an object."""
     lambda_: float = 1.0
     """Weight of how they should be moved."""
+    drawn: int = 256
+    """Anchors of an image that these two look at. Few hold an object: of 256, 1 or 2 in a hundred,
+    and what they teach is slow to be learnt."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ _RMONET_FAST = RmonetRecipe(
     clip=100.0,
     sigma_bg=0.1,
     sigma_fg=0.11,
+    drawn=24,
 )
 _ECON = EconRecipe(steps=100_000, scenes="econ_unique")
 

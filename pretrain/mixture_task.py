@@ -141,7 +141,7 @@ class RmonetTask(MixtureTask):
         scene = out.monet.scene
         terms = monet_terms(out.monet, image, recipe.sigma_bg, recipe.sigma_fg, behind=-1)
         true, there = pseudo_boxes(scene.mask[:, :-1, 0], recipe.boxes)
-        terms |= proposal_terms(out.proposed, true, there)
+        terms |= proposal_terms(out.proposed, true, there, samples=recipe.drawn)
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
         return scene, terms, weights | {"proposal": recipe.delta, "proposal_box": recipe.lambda_}
 

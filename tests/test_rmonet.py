@@ -134,7 +134,7 @@ def test_what_two_heights_show_alike_is_one_box() -> None:
     mask = torch.zeros(1, 1, 24, 30)
     mask[0, 0, 4:16, 4:16] = 0.5
     mask[0, 0, 4:16, 4:15] = 1.0
-    box, there = pseudo_boxes(mask, PseudoBoxes())
+    _, there = pseudo_boxes(mask, PseudoBoxes())
     assert there.sum() == 1
     mask[0, 0, 4:16, 4:16] = 0.5
     mask[0, 0, 4:9, 4:9] = 1.0

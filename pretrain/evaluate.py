@@ -35,6 +35,13 @@ from objrl.pretrain.measure import (
 )
 from objrl.pretrain.reading import sample, split_rows, spread
 from objrl.pretrain.results import BASELINE_FRAMES, write_results
+from objrl.pretrain.scene_scores import (
+    SEGMENTATION,
+    baselines,
+    read_scenes,
+    score_scenes,
+    table,
+)
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.tracks import TrackReport, read_tracks, run_tracks
 from objrl.pretrain.tracks import picture as draw_tracks
@@ -50,7 +57,9 @@ class EvaluateConfig:
     weights: str | None = None
     """Name of shipped weights (`objrl weights` lists them), or path of a .safetensors file."""
     truth: Path | None = None
-    """Labelled frames, .npz: F1, average precision, recall per class, reconstruction error."""
+    """Labelled frames, .npz: F1, average precision, recall per class, reconstruction error; where
+    the file has masks (`objrl scenes`, `objrl rooms`) also whose pixel is whose, and what slots
+    tell of their objects."""
     tracks: Path | None = None
     """Labelled sequences with identities, .npz: MOTA, IDF1, HOTA, switches of identity."""
     data: Path | None = None
@@ -115,12 +124,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _evaluate_tracks(config.weights, config.tracks, config, out)
     perceiver = objrl.load(config.weights, device=config.device)
     report: Report | Agreement
+    apart, unlearnt = None, None
     if config.truth is not None:
         labelled = read_truth(config.truth)
         rows = spread(len(labelled.frames), config.limit)
         frames, truth = labelled.frames[rows], labelled.truth.select(rows)
         report, column = evaluate_perceiver(perceiver, frames, truth, config.batch), "truth"
         lines = _truth_table(report)
+        scenes = read_scenes(source)
+        if scenes is not None:
+            apart = score_scenes(perceiver, scenes.select(rows), config.batch)
+            unlearnt = baselines(scenes.select(rows))
+            lines += ["", *_scene_lines(apart, unlearnt)]
     else:
         with FrameStore(source) as store:
             rows = split_rows(store, config.split, config.limit)
@@ -138,6 +153,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "frames": len(frames),
         "metrics": report.metrics(),
         "classes": report.classes() if isinstance(report, Report) else None,
+        "segmentation": apart,
+        "segmentation_without_learning": unlearnt,
     }
     print(f"{config.weights} on {source.name}: {len(frames)} frames")
     print("\n".join(lines))
@@ -238,6 +255,15 @@ def _track_table(report: TrackReport) -> list[str]:
     for name, row in report.classes.items():
         lines.append(f"{name:20}{row['objects']:8}{row['id_switches']:17}")
     return lines
+
+
+def _scene_lines(apart: dict[str, float], unlearnt: dict[str, dict[str, float]]) -> list[str]:
+    """Whose pixel is whose, beside what needs no learning; then what slots tell."""
+    named = {"this": apart, **unlearnt}
+    shown = {*SEGMENTATION, "mse"}
+    told = {name: value for name, value in apart.items() if name not in shown}
+    lines = ["whose pixel is whose", *table(named, SEGMENTATION), ""]
+    return lines + [f"{name:32}{value:10.3f}" for name, value in told.items()]
 
 
 def _data_table(report: Agreement) -> list[str]:

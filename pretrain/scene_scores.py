@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +35,9 @@ Mask = npt.NDArray[np.bool_]
 
 ALIKE = 24
 """Colours that differ by less in every channel are one; as in the baseline for games."""
+
+SEGMENTATION = ("ari_fg", "ari", "covering_fg", "count_error", "count_right")
+"""Scores that whose pixel is whose tells alone."""
 
 _TURNS = ("angle",)
 """Factors that are no number: shapes look the same at several."""
@@ -166,7 +168,7 @@ def score_scenes(perceiver: Perceiver, scenes: LabelledScenes, batch: int = 16) 
     """Return the scores by name; those of slots' factors begin with `r2_`, `accuracy_kind`.
 
     `ari_fg`, `covering_fg`: of the pixels of objects, means over frames. `ari`: of all pixels.
-    `ap50`, `ap50_95`: of tight boxes round the pixels that are a slot's. `count_error`: mean of
+    `mask_ap50`, `mask_ap50_95`: of tight boxes round slots. `count_error`: mean of
     |counted - n| / n; `count_right`: share of frames with as many slots as objects. `matched`:
     share of the objects that a slot has more of than the background; only those are probed.
     """
@@ -174,7 +176,7 @@ def score_scenes(perceiver: Perceiver, scenes: LabelledScenes, batch: int = 16) 
     scores = score_ids(scenes, seen.ids, background=seen.what.shape[1])
     boxes, confidence = _boxes(seen)
     precision = metrics.average_precision(scenes.truth, boxes, confidence)
-    scores |= {"ap50": precision.ap50, "ap50_95": precision.ap50_95}
+    scores |= {"mask_ap50": precision.ap50, "mask_ap50_95": precision.ap50_95}
     if np.isfinite(seen.mse):
         scores["mse"] = seen.mse
     row, matched = match_slots(scenes, seen)
@@ -367,14 +369,10 @@ def baselines(scenes: LabelledScenes) -> dict[str, dict[str, float]]:
 
 def table(rows: dict[str, dict[str, float]], names: Sequence[str]) -> list[str]:
     """Lay scores out as lines of text, one row each."""
-    lines = [f"{'':20}" + "".join(f"{name:>{len(name) + 3}}" for name in names)]
+    wide = {name: max(9, len(name) + 3) for name in names}
+    lines = [f"{'':20}" + "".join(f"{name:>{wide[name]}}" for name in names)]
     for title, scores in rows.items():
-        cells: list[Any] = [scores.get(name) for name in names]
-        lines.append(
-            f"{title:20}"
-            + "".join(
-                f"{'-' if value is None else f'{value:.3f}':>{len(name) + 3}}"
-                for name, value in zip(names, cells, strict=True)
-            )
-        )
+        cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in names]
+        pairs = zip(wide.values(), cells, strict=True)
+        lines.append(f"{title:20}" + "".join(f"{cell:>{width}}" for width, cell in pairs))
     return lines

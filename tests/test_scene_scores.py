@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from objrl.models.econ import Econ, EconConfig
 from objrl.perceiver import FramePerceiver
+from objrl.pretrain.evaluate import EvaluateConfig, evaluate
 from objrl.pretrain.learners import normalised_mutual_information
 from objrl.pretrain.scene_scores import (
+    SEGMENTATION,
     LabelledScenes,
     baselines,
     by_colour,
@@ -25,6 +28,7 @@ from objrl.pretrain.scene_scores import (
 from objrl.pretrain.scenes import Fill, Which
 from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.slots import Slots
+from objrl.weights.registry import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,15 @@ def test_who_knows_all_gets_full_marks(folder: Path, which: Which) -> None:
     known = scenes(folder, which)
     features = torch.from_numpy(known.factors)
     scores = score_scenes(FramePerceiver(Knowing(known, features)), known)
-    for name in ("ari_fg", "ari", "covering_fg", "ap50", "ap50_95", "count_right", "matched"):
+    for name in (
+        "ari_fg",
+        "ari",
+        "covering_fg",
+        "mask_ap50",
+        "mask_ap50_95",
+        "count_right",
+        "matched",
+    ):
         assert scores[name] == pytest.approx(1), name
     assert scores["count_error"] == 0
     for name in ("r2_x", "r2_y", "r2_red", "r2_depth"):
@@ -112,7 +124,7 @@ def test_a_blind_one_gets_nothing(folder: Path) -> None:
     assert scores["ari_fg"] == 0
     assert scores["matched"] == 0
     assert scores["count_error"] == 1
-    assert scores["ap50"] == 0
+    assert scores["mask_ap50"] == 0
 
 
 def test_colour_and_pieces_solve_what_is_plain_and_not_what_is_alike(folder: Path) -> None:
@@ -165,6 +177,25 @@ def test_mutual_information_by_hand() -> None:
     assert normalised_mutual_information(a, np.array([0, 1, 0, 1])) == pytest.approx(0)
     half = normalised_mutual_information(a, np.array([0, 1, 2, 3]))
     assert half == pytest.approx(np.log(2) / ((np.log(2) + np.log(4)) / 2))
+
+
+def test_the_command_shows_and_writes_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes(folder, "econ_unique")
+    weights = tmp_path / "econ.safetensors"
+    model = Econ(EconConfig(attention=(4, 4), blocks=2, features=4))
+    save_weights(weights, model, model_name="econ", data={}, training={}, metrics={})
+    truth = folder / "econ_unique_own.npz"
+    config = EvaluateConfig(weights=str(weights), truth=truth, out=tmp_path, device="cpu", limit=20)
+    result = evaluate(config)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["segmentation"] == result["segmentation"]
+    assert set(SEGMENTATION) < set(written["segmentation"])
+    assert written["segmentation_without_learning"]["colour and pieces"]["ari_fg"] > 0.8
+    shown = capsys.readouterr().out
+    for words in ("whose pixel is whose", "colour and pieces", "expert_nmi"):
+        assert words in shown
 
 
 def test_files_without_masks_are_no_scenes(tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""Scene mixtures in the training loop: every preset, drawn scenes, resuming, the losses' weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import objrl
+from objrl.perceiver import Perceiver
+from objrl.pretrain import train as train_module
+from objrl.pretrain.mixture_presets import MIXTURES, IodineRecipe, MonetRecipe, RmonetRecipe
+from objrl.pretrain.mixture_task import MixtureTask, mixture_task
+from objrl.pretrain.stills import ScenesConfig, generate_stills
+from objrl.pretrain.store import FrameStore
+from objrl.pretrain.train import TrainConfig, train
+from objrl.weights import read_header
+from tests.squares import same, tensors
+
+pytestmark = pytest.mark.usefixtures("same_threads")
+OURS = [name for name in MIXTURES if "paper" not in name]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scenes") / "tetris.h5"
+    return generate_stills(ScenesConfig("tetris", out=path, frames=60, labelled=0))
+
+
+def config(data: Path, out: Path, preset: str, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"steps": 3, "batch": 2, "device": "cpu", **changes}
+    return TrainConfig(data=(data,), out=out, preset=preset, **settings)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_run_leaves_weights_that_load_and_see(name: str, data: Path, tmp_path: Path) -> None:
+    path = train(config(data, tmp_path / "run", name))
+    header = read_header(path)
+    assert header["model"] == name.partition("-")[0]
+    assert {"val_elbo", "val_mse", "val_objects"} <= header["metrics"].keys()
+    perceiver = objrl.load(path, device="cpu")
+    assert isinstance(perceiver, Perceiver)
+    with FrameStore(data) as store:
+        frames = torch.from_numpy(store.frames([0, 1]))
+    slots = perceiver.encode(frames)
+    assert slots.what.shape == (2, perceiver.max_slots, perceiver.what_size)
+    masks = perceiver.segment(frames)
+    torch.testing.assert_close(masks.sum(1), torch.ones(2, *frames.shape[1:3]))
+
+
+@pytest.mark.parametrize("name", ["iodine-tetris", "rmonet-tetris", "econ-sprites"])
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(data, tmp_path / "whole", name))
+    forward, calls = MixtureTask.forward, 0
+
+    def stopped(self: MixtureTask, batch: Any, at: float) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return forward(self, batch, at)
+
+    monkeypatch.setattr(MixtureTask, "forward", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(data, tmp_path / "cut", name, checkpoint_every=0.0))
+    train(config(data, tmp_path / "cut", name, resume=True))
+    assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name", [name for name in MIXTURES if "paper" in name])
+def test_the_papers_networks_fit_together(name: str) -> None:
+    recipe = MIXTURES[name]
+    task = mixture_task(recipe)
+    height, width = task.model.frame_size
+    frames = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    total, terms = task(task.prepare(frames.numpy()), 0.0)
+    assert torch.isfinite(total)
+    assert {"nll", "kl_what", "loss", "objects", "mse"} <= terms.keys()
+
+
+def test_the_papers_figures() -> None:
+    """IODINE's appendix B, R-MONet's and MONet's tables."""
+    iodine, tetris = MIXTURES["iodine-paper-multi_dsprites"], MIXTURES["iodine-paper-tetris"]
+    assert isinstance(iodine, IodineRecipe)
+    assert isinstance(tetris, IodineRecipe)
+    assert (iodine.batch, iodine.lr, iodine.clip, iodine.optimizer) == (32, 3e-4, 5.0, "adam")
+    assert (iodine.model.slots, iodine.model.refinements) == (6, 5)
+    assert (tetris.model.slots, tetris.model.z_what, tetris.model.memory) == (4, 32, 0)
+    rmonet, monet = MIXTURES["rmonet-paper-multi_dsprites"], MIXTURES["monet-paper-multi_dsprites"]
+    assert isinstance(rmonet, RmonetRecipe)
+    assert isinstance(monet, MonetRecipe)
+    for recipe in (rmonet, monet):
+        assert (recipe.sigma_bg, recipe.sigma_fg, recipe.beta, recipe.gamma) == (
+            0.09,
+            0.11,
+            0.5,
+            0.5,
+        )
+        assert recipe.model.frame_size == (64, 64) if recipe is monet else True
+    assert rmonet.model.vae.slots == 6
+    assert monet.optimizer == "rmsprop"
+
+
+def test_weights_weigh_the_terms(data: Path) -> None:
+    recipe = MIXTURES["monet-tetris"]
+    assert isinstance(recipe, MonetRecipe)
+    task = mixture_task(recipe).eval()
+    with FrameStore(data) as store:
+        batch = task.prepare(store.frames([0, 1]))
+    total, terms = task(batch, 0.0)
+    whole = terms["nll"] + recipe.beta * terms["kl_what"] + recipe.gamma * terms["kl_mask"]
+    torch.testing.assert_close(total, whole)
+
+
+def test_scenes_are_drawn_where_no_frames_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {"steps": 1, "batch": 2, "device": "cpu"}
+    path = train(TrainConfig(preset="econ-sprites", frames=50, **settings))
+    assert path == Path("runs/econ-sprites/weights.safetensors")
+    with FrameStore(Path("runs/econ_unique_own.h5")) as store:
+        assert len(store) == 50
+        assert store.env_id == "econ_unique"
+
+    def never(_: Any) -> Path:
+        raise AssertionError("they are there already")
+
+    monkeypatch.setattr(train_module, "generate_stills", never)
+    train(TrainConfig(preset="econ-sprites", out=Path("again"), **settings))
+    with pytest.raises(ValueError, match="expected one of --data and --env"):
+        train(TrainConfig(preset="space-fast"))

@@ -71,6 +71,12 @@ VERBS = {
         "imagine_futures",
         "draw how a SCALOR thinks that sequences go on",
     ),
+    "figures": Verb(
+        "objrl.pretrain.figures",
+        "FiguresConfig",
+        "figures",
+        "draw what a MONet, IODINE, R-MONet or ECON makes of scenes",
+    ),
     "truth": Verb(
         "objrl.pretrain.ram_truth",
         "TruthConfig",

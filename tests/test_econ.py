@@ -145,7 +145,7 @@ def test_what_is_in_front_hides_what_is_behind() -> None:
 def test_experts_paint_what_they_are_asked_for() -> None:
     model = build().eval()
     z = torch.randn(2, 2, 2)
-    mean, shape = model.paint(torch.tensor([[0, 2], [1, 1]]), z)
+    mean, shape = model.paint_parts(torch.tensor([[0, 2], [1, 1]]), z)
     alone = model.known[2].paint(z[:1, 1])
     torch.testing.assert_close(mean[0, 1], alone[0, :3])
     torch.testing.assert_close(shape[0, 1], alone[0, 3:])

@@ -186,7 +186,13 @@ class Econ(MixtureDetector):
         std = torch.cat([part.code.std, torch.zeros_like(known)], -1)
         return Scene(part.mean, part.region.clamp(min=1e-9).log(), Gaussian(mean, std))
 
-    def paint(self, experts: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    def paint(self, code: Tensor) -> Tensor:
+        """(B, T, L + K) codes and who paints them, one hot -> (B, 3, H, W), the last behind all."""
+        size = self.config.z_what
+        mean, shape = self.paint_parts(code[..., size:].argmax(-1), code[..., :size])
+        return layered(mean, torch.cat([shape[:, :-1], torch.ones_like(shape[:, -1:])], 1))
+
+    def paint_parts(self, experts: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Let experts paint codes, wherever they come from.
 
         Args:

@@ -233,6 +233,11 @@ class Iodine(MixtureDetector):
         guesses: list[Explained] = self(image)
         return guesses[-1].scene
 
+    def paint(self, code: Tensor) -> Tensor:
+        """(B, K, D) codes -> (B, 3, H, W)."""
+        painted: tuple[Tensor, Tensor] = self.decoder(code)
+        return (painted[1].exp() * painted[0]).sum(1)
+
     def initial_state(self, batch: int) -> IodineState:
         """Return the state of B environments that have seen nothing."""
         ids = torch.full((batch, self.config.slots, 1), NO_TRACK, device=self.device)

@@ -111,6 +111,10 @@ class MixtureDetector(nn.Module):
         """(B, 3, H, W) in [0, 1] -> what is likeliest."""
         raise NotImplementedError
 
+    def paint(self, code: Tensor) -> Tensor:
+        """(B, K, D) codes of one's own, as `Scene.code` has them -> (B, 3, H, W)."""
+        raise NotImplementedError
+
     def detect(self, frames: Tensor) -> Slots:
         """Return slots without identity of (B, h, w, 3) uint8 frames."""
         return slots_of(self.explain(to_image(frames, *self.frame_size)))

@@ -84,14 +84,16 @@ class ComponentVae(nn.Module):
         """(B, 3, H, W) and (B, K, 1, H, W) -> the scene, and the masks that it paints."""
         shape = log_mask.shape[:2]
         shown = torch.cat([image[:, None].expand(-1, shape[1], -1, -1, -1), log_mask], dim=2)
-        code = Gaussian.from_raw(self.encoder(shown.flatten(0, 1)))
-        z = code.sample() if sample else code.mode()
+        code = Gaussian.from_raw(self.encoder(shown.flatten(0, 1)).unflatten(0, shape))
+        mean, painted = self.paint(code.sample() if sample else code.mode())
+        return Scene(mean, log_mask, code), painted
+
+    def paint(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, D) -> (B, K, 3, H, W) colours, (B, K, 1, H, W) logarithms of masks."""
         height, width = self.size
-        drawn = self.decoder(broadcast(z, (height + 2 * _PAD, width + 2 * _PAD)))
-        drawn = drawn.unflatten(0, shape)
-        code = Gaussian(code.mean.view(*shape, -1), code.std.view(*shape, -1))
-        painted = torch.log_softmax(drawn[:, :, 3:], dim=1)
-        return Scene(torch.sigmoid(drawn[:, :, :3]), log_mask, code), painted
+        flat = broadcast(z.flatten(0, 1), (height + 2 * _PAD, width + 2 * _PAD))
+        drawn = self.decoder(flat).unflatten(0, z.shape[:2])
+        return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
 
 
 class Monet(MixtureDetector):
@@ -128,6 +130,11 @@ class Monet(MixtureDetector):
         """(B, 3, H, W) in [0, 1] -> what is likeliest."""
         scene: Scene = self(image).scene
         return scene
+
+    def paint(self, code: Tensor) -> Tensor:
+        """(B, K, D) codes -> (B, 3, H, W), by the masks that the VAE paints."""
+        mean, log_mask = self.component.paint(code)
+        return (log_mask.exp() * mean).sum(1)
 
 
 def monet_terms(

@@ -120,6 +120,11 @@ class Rmonet(MixtureDetector):
         out: RmonetOutput = self(image)
         return out.monet.scene
 
+    def paint(self, code: Tensor) -> Tensor:
+        """(B, K, D) codes -> (B, 3, H, W), by the masks that the VAE paints."""
+        mean, log_mask = self.component.paint(code)
+        return (log_mask.exp() * mean).sum(1)
+
 
 def region_mask(
     box: Tensor, size: tuple[int, int], canvas: tuple[int, int], expand: float

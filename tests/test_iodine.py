@@ -127,17 +127,17 @@ def test_likelihoods_by_hand() -> None:
 
 
 def test_it_learns_to_refine() -> None:
-    model = build(replace(SMALL, likelihood="blend", sigma=0.15))
+    model = build(replace(SMALL, likelihood="blend", sigma=0.05))
     image = blocks(8)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(120):
         terms = iodine_terms(model(image))
         optimizer.zero_grad()
         (terms["nll"] + terms["kl_what"]).mean().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
     losses = [float((now.nll + now.kl).mean()) for now in model.eval()(image)]
-    assert losses[0] - 5 > losses[1] > losses[-1] + 5
+    assert losses[0] - 500 > losses[1] > losses[-1] + 20
 
 
 # ---- what agents get -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from objrl.nn.broadcast import broadcast
+from objrl.nn.broadcast import BroadcastConv, broadcast
 from objrl.nn.geco import Geco
 from objrl.nn.mixture import blend_log_prob, mask_kl, mixture_log_prob, stick_breaking
 from objrl.nn.unet import UNet
@@ -99,6 +99,14 @@ def test_a_code_is_at_every_pixel_beside_where_that_is() -> None:
     assert spread[0, :2].tolist() == [[[5] * 3] * 2, [[6] * 3] * 2]
     assert spread[0, 2].tolist() == [[-1] * 3, [1] * 3]
     assert spread[0, 3].tolist() == [[-1, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_convolution_of_a_broadcast_code_needs_no_broadcast(kernel: int) -> None:
+    first, code = BroadcastConv(4, 6, kernel, (5, 7)), torch.randn(3, 4)
+    more = kernel - 1
+    expected = first.convolution(broadcast(code, (5 + more, 7 + more)))
+    torch.testing.assert_close(first(code), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (35, 35), (28, 20)])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.models.mixture import MixtureDetector, Scene
-from objrl.nn.broadcast import broadcast
+from objrl.nn.broadcast import BroadcastConv
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.unet import UNet
 
@@ -233,11 +233,11 @@ class Expert(nn.Module):
         hidden = 4 * config.z_what
         layers += [nn.Flatten(), nn.Linear(before * height * width, hidden), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.Linear(hidden, 2 * config.z_what))
-        layers, before = [], config.z_what + 2
-        for _ in range(config.blocks):
-            layers += [nn.Conv2d(before, config.features, 3, padding=1), nn.ReLU()]
-            before = config.features
-        self.decoder = nn.Sequential(*layers, nn.Conv2d(before, 4, 1), nn.Sigmoid())
+        first = BroadcastConv(config.z_what, config.features, 3, config.frame_size)
+        layers = [first, nn.ReLU()]
+        for _ in range(config.blocks - 1):
+            layers += [nn.Conv2d(config.features, config.features, 3, padding=1), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(config.features, 4, 1), nn.Sigmoid())
 
     def forward(self, image: Tensor, scope: Tensor, last: bool) -> Part:
         """Explain a part of what is left.
@@ -264,7 +264,7 @@ class Expert(nn.Module):
 
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""
-        painted: Tensor = self.decoder(broadcast(z, self.config.frame_size))
+        painted: Tensor = self.decoder(z)
         return painted
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from objrl.frames import check_frames, to_image
 from objrl.models.mixture import MixtureDetector, Scene, slots_of
-from objrl.nn.broadcast import broadcast
+from objrl.nn.broadcast import BroadcastConv, places
 from objrl.nn.distributions import Gaussian, gaussian_kl, gaussian_log_prob
 from objrl.perceiver import check_step
 from objrl.slots import NO_TRACK, Slots
@@ -222,7 +222,15 @@ class Iodine(MixtureDetector):
         here = [image[:, None].expand_as(scene.mean), scene.mean, scene.mask, scene.log_mask]
         here += [_normed(slope_mean), _normed(slope_mask), share]
         here += [_normed(total.detach()).expand_as(share), _normed(without.detach())]
-        seen = torch.cat([*here, _places(image).expand(*share.shape[:2], -1, -1, -1)], dim=2)
+        seen = torch.cat(
+            [
+                *here,
+                places(image, (image.shape[2], image.shape[3])).expand(
+                    *share.shape[:2], -1, -1, -1
+                ),
+            ],
+            dim=2,
+        )
         refined: Guess = self.refinement(guess, seen, _normed(slope_raw, 1))
         return refined
 
@@ -288,17 +296,18 @@ class _Decoder(nn.Module):
 
     def __init__(self, config: IodineConfig) -> None:
         super().__init__()
-        self.size = config.frame_size
-        layers: list[nn.Module] = []
-        before = config.z_what + 2
-        for channels in config.decoder:
-            layers += [nn.Conv2d(before, channels, config.kernel, padding="same"), nn.ELU()]
+        first, *others = config.decoder
+        size, kernel = config.frame_size, config.kernel
+        layers = [BroadcastConv(config.z_what, first, kernel, size), nn.ELU()]
+        before = first
+        for channels in others:
+            layers += [nn.Conv2d(before, channels, kernel, padding="same"), nn.ELU()]
             before = channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(before, 4, config.kernel, padding="same"))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> (B, K, 3, H, W) in [0, 1] and (B, K, 1, H, W) logarithms of masks."""
-        drawn = self.layers(broadcast(z.flatten(0, 1), self.size)).unflatten(0, z.shape[:2])
+        drawn = self.layers(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
 
 
@@ -369,11 +378,6 @@ def _log_prob(scene: Scene, image: Tensor, config: IodineConfig) -> Tensor:
 def _normed(field: Tensor, dims: int = 3) -> Tensor:
     """Layer norm of the last dimensions, without weights: gradients come in all sizes."""
     return F.layer_norm(field, field.shape[-dims:])
-
-
-def _places(image: Tensor) -> Tensor:
-    """(2, H, W) y and x from -1 to 1, for (B, 3, H, W) images."""
-    return broadcast(image.new_zeros(1, 0), (image.shape[2], image.shape[3]))[0]
 
 
 def _copied(guess: Guess, grows: bool = False) -> Guess:

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.models.mixture import MixtureDetector, Scene
-from objrl.nn.broadcast import broadcast
+from objrl.nn.broadcast import BroadcastConv
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.mixture import mask_kl, mixture_log_prob
 from objrl.nn.unet import UNet
 
-_PAD = 4
-"""Pixels at each side that the decoder's four convolutions without padding use up."""
+_CONVOLUTIONS = 4
+"""Of the decoder, without padding: each uses up a pixel at each side of the map."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class ComponentVae(nn.Module):
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
-        self.size = config.frame_size
         layers: list[nn.Module] = []
         before, (height, width) = 4, config.frame_size
         for channels in config.encoder:
@@ -74,11 +73,15 @@ class ComponentVae(nn.Module):
             *(nn.Linear(before * height * width, config.hidden), nn.ReLU()),
             nn.Linear(config.hidden, 2 * config.z_what),
         )
-        layers, before = [], config.z_what + 2
-        for _ in range(_PAD):
-            layers += [nn.Conv2d(before, config.decoder, 3), nn.ReLU()]
-            before = config.decoder
-        self.decoder = nn.Sequential(*layers, nn.Conv2d(before, 4, 1))
+        more = 2 * (_CONVOLUTIONS - 1)
+        height, width = config.frame_size
+        layers = [
+            BroadcastConv(config.z_what, config.decoder, 3, (height + more, width + more)),
+            nn.ReLU(),
+        ]
+        for _ in range(_CONVOLUTIONS - 1):
+            layers += [nn.Conv2d(config.decoder, config.decoder, 3), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(config.decoder, 4, 1))
 
     def forward(self, image: Tensor, log_mask: Tensor, sample: bool) -> tuple[Scene, Tensor]:
         """(B, 3, H, W) and (B, K, 1, H, W) -> the scene, and the masks that it paints."""
@@ -90,9 +93,7 @@ class ComponentVae(nn.Module):
 
     def paint(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> (B, K, 3, H, W) colours, (B, K, 1, H, W) logarithms of masks."""
-        height, width = self.size
-        flat = broadcast(z.flatten(0, 1), (height + 2 * _PAD, width + 2 * _PAD))
-        drawn = self.decoder(flat).unflatten(0, z.shape[:2])
+        drawn = self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
 
 

@@ -59,7 +59,7 @@ class TrainConfig:
     devices: int = 1
     """How many of them; on a CPU, processes."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """bf16-mixed nearly halves the time of scene mixtures on a CPU that knows bfloat16 (avx512_bf16);
+    """bf16-mixed nearly halves the time of scene mixtures on a CPU with avx512_bf16 or AMX;
     on CUDA it has not been measured yet."""
     threads: int | None = None
     """CPU threads; by default as many as there are cores."""

@@ -14,11 +14,13 @@ from objrl.models.rmonet import Rmonet, RmonetConfig
 from objrl.models.scalor import Scalor
 from objrl.models.scalor_config import ScalorConfig
 from objrl.models.space import Space, SpaceConfig
+from objrl.models.spair import Spair
 
 MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "space": (SpaceConfig, Space),
     "median": (MedianConfig, Median),
     "scalor": (ScalorConfig, Scalor),
+    "spair": (SpaceConfig, Spair),
     "monet": (MonetConfig, Monet),
     "iodine": (IodineConfig, Iodine),
     "rmonet": (RmonetConfig, Rmonet),

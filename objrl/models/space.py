@@ -15,7 +15,7 @@ H W canvas, g glimpse side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from objrl.frames import to_image
 from objrl.models.boxes import clip_boxes, repeated, tight_boxes
-from objrl.models.space_background import BackgroundOutput, Components, Smooth, Static, is_foreign
+from objrl.models.space_background import (
+    BackgroundOutput,
+    Components,
+    Single,
+    Smooth,
+    Static,
+    is_foreign,
+)
 from objrl.models.space_foreground import Cells, Foreground, SpaceConfig
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
 from objrl.nn.spatial import Layers, composite, composite_dense, extract, place
@@ -34,8 +41,8 @@ __all__ = ["Cells", "Foreground", "Percept", "Space", "SpaceConfig", "SpaceOutpu
 
 
 @dataclass(frozen=True)
-class SpaceOutput:
-    """Everything that the loss, the pictures and the slots need.
+class Latents:
+    """What is inferred of the objects, before anything is drawn.
 
     Attributes:
         cells: latents of all N cells.
@@ -45,10 +52,6 @@ class SpaceOutput:
         z_depth: (B, N, 1).
         what: (B, K, D) of the glimpsed cells.
         z_what: (B, K, D).
-        appearance: (B, K, 3, g, g) o_att in [0, 1].
-        mask: (B, K, 1, g, g) alpha_att in [0, 1], before z_pres.
-        foreground: mu_fg and alpha on the canvas.
-        background: the explained background.
     """
 
     cells: Cells
@@ -58,6 +61,19 @@ class SpaceOutput:
     z_depth: Tensor
     what: Gaussian
     z_what: Tensor
+
+
+@dataclass(frozen=True)
+class SpaceOutput(Latents):
+    """Everything that the loss, the pictures and the slots need.
+
+    Attributes:
+        appearance: (B, K, 3, g, g) o_att in [0, 1].
+        mask: (B, K, 1, g, g) alpha_att in [0, 1], before z_pres.
+        foreground: mu_fg and alpha on the canvas.
+        background: the explained background.
+    """
+
     appearance: Tensor
     mask: Tensor
     foreground: Layers
@@ -81,9 +97,11 @@ class Space(nn.Module):
         self.config = config
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
-        self.background: Static | Components
+        self.background: Static | Components | Single
         if config.background == "components":
             self.background = Components(config.components, config.frame_size)
+        elif config.background == "single":
+            self.background = Single(config.frame_size)
         elif config.background == "smooth":
             self.background = Smooth(config.frame_size, config.faces, config.scenes)
         else:
@@ -122,6 +140,20 @@ class Space(nn.Module):
             temperature: tau of the relaxed Bernoulli.
         """
         shown, picture = self._shown(image)
+        seen = self.latents(shown, temperature)
+        appearance, mask = self.foreground.decode(seen.z_what)
+        drawn = (take(field, seen.index) for field in (seen.z_pres, seen.z_where, seen.z_depth))
+        layers = self._draw(appearance, mask, *drawn)
+        return SpaceOutput(
+            **{f.name: getattr(seen, f.name) for f in fields(seen)},
+            appearance=appearance,
+            mask=mask,
+            foreground=layers,
+            background=self.background(image, *picture),
+        )
+
+    def latents(self, shown: Tensor, temperature: float) -> Latents:
+        """Infer the objects of (B, C, H, W), the image first: all cells at once (eq. 7)."""
         cells = self.foreground.infer(shown)
         draw = Gaussian.sample if self.training else Gaussian.mode
         if self.training:
@@ -133,16 +165,9 @@ class Space(nn.Module):
         index = self._choose(
             z_pres, self.config.cells if self.config.dense else self.config.rendered
         )
-        where = take(z_where, index)
-        glimpses = extract(image, where, self.foreground.glimpse)
+        glimpses = extract(shown[:, :3], take(z_where, index), self.foreground.glimpse)
         what = self.foreground.encode_glimpses(glimpses)
-        z_what = draw(what)
-        appearance, mask = self.foreground.decode(z_what)
-        layers = self._draw(appearance, mask, take(z_pres, index), where, take(z_depth, index))
-        return SpaceOutput(
-            *(cells, z_pres, index, z_where, z_depth, what, z_what, appearance, mask, layers),
-            background=self.background(image, *picture),
-        )
+        return Latents(cells, z_pres, index, z_where, z_depth, what, draw(what))
 
     @property
     def _window(self) -> tuple[int, int]:
@@ -225,14 +250,8 @@ class Space(nn.Module):
             outline = extract(far.to(shown.dtype), where, net.glimpse)[:, :, 0]
         else:
             outline = self.masks(z_what)
-        rows = self.max_slots
-        return Percept(
-            presence=_pad_rows(take(presence, index), rows),
-            z_where=_pad_rows(where, rows),
-            z_depth=_pad_rows(take(cells.depth.mean, index), rows),
-            z_what=_pad_rows(z_what, rows),
-            outline=_pad_rows(outline, rows),
-        )
+        depth = take(cells.depth.mean, index)
+        return Percept(take(presence, index), where, depth, z_what, outline).padded(self.max_slots)
 
     def masks(self, z_what: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, g, g) alpha_att."""
@@ -324,6 +343,10 @@ class Percept:
     z_depth: Tensor
     z_what: Tensor
     outline: Tensor
+
+    def padded(self, rows: int) -> Percept:
+        """Return as many rows, empty ones last."""
+        return Percept(*(_pad_rows(getattr(self, f.name), rows) for f in fields(self)))
 
 
 def _on_host(tensor: Tensor) -> bool:

@@ -184,6 +184,41 @@ class Components(nn.Module):
         return BackgroundOutput(mean, self._masks(z_mask), none, none)
 
 
+class Single(nn.Module):
+    """One component: the VAE that SPACE's paper gives SPAIR, which has no background (D.3)."""
+
+    def __init__(self, size: tuple[int, int], z_component: int = 32) -> None:
+        super().__init__()
+        if size != (128, 128):
+            raise ValueError(f"Single: the paper's table draws 128 x 128, got {size}")
+        self.z_component = z_component
+        self.encoder = ImageEncoder(3, (64, 64, 64, 64), 2 * z_component, size)
+        rows = [
+            *(Conv(256, 1, 1, 16), Conv(256, 1, 1, 16, up=4), Conv(256, 3, 1, 16)),
+            *(Conv(128, 1, 1, 16, up=4), Conv(128, 3, 1, 16)),
+            *(Conv(64, 1, 1, 8, up=2), Conv(64, 3, 1, 8)),
+            *(Conv(16, 1, 1, 4, up=4), Conv(16, 3, 1, 4), Conv(16, 3, 1, 4)),
+        ]
+        self.decoder = nn.Sequential(
+            conv_stack(z_component, rows), nn.Conv2d(16, 3, 3, 1, 1), nn.Sigmoid()
+        )
+
+    def forward(self, image: Tensor) -> BackgroundOutput:
+        """Explain (B, 3, H, W) images; samples in training mode, posterior means otherwise."""
+        q = Gaussian.from_raw(self.encoder(image))
+        kl = gaussian_kl(q, 0.0, 1.0).sum(1)
+        return self._draw(q.sample() if self.training else q.mode(), kl)
+
+    def generate(self, batch: int) -> BackgroundOutput:
+        """Draw backgrounds from the prior."""
+        z = torch.randn(batch, self.z_component, device=next(self.parameters()).device)
+        return self._draw(z, z.new_zeros(batch))
+
+    def _draw(self, z: Tensor, kl: Tensor) -> BackgroundOutput:
+        mean = self.decoder(z[:, :, None, None])[:, None]
+        return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
+
+
 FOREIGN = 0.75
 """Part of a frame that differs from a known background from which on no object is reported. Pong's
 first frame, green where all others are brown, differs everywhere; of twenty games' frames none lies

@@ -36,9 +36,9 @@ class SpaceConfig:
     """K, how many cells are glimpsed and drawn when not dense: those of the highest presence."""
     window: int = 32
     """Side in pixels of the square that a glimpse may draw on when not dense."""
-    background: Literal["components", "static", "smooth"] = "components"
-    """K components as in the paper; a known picture with a weak residual; or a stronger residual
-    alone, for shaded scenes that differ from frame to frame."""
+    background: Literal["components", "single", "static", "smooth"] = "components"
+    """K components as in the paper; one, as the paper gives SPAIR; a known picture with a weak
+    residual; or a stronger residual alone, for shaded scenes that differ from frame to frame."""
     faces: int = 1
     """F of the known picture: how many backgrounds a pixel may show."""
     scenes: int = 1
@@ -165,11 +165,19 @@ class Foreground(nn.Module):
 
     def infer(self, image: Tensor) -> Cells:
         """(B, C, H, W) -> the latents of every cell; ZPresNet, ZDepthNet, ZScaleNet, ZShiftNet."""
+        return self.read(self.features(image))
+
+    def features(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ·, rows, columns) what is seen from every cell."""
         rows, columns = self.config.grid
-        features = self.image_encoder(image)[..., :rows, :columns]
+        features: Tensor = self.image_encoder(image)[..., :rows, :columns]
         if self.residual is not None:
             features = torch.cat([features, self.residual(features)], dim=1)
             features = self.residual_encoder(features)
+        return features
+
+    def read(self, features: Tensor) -> Cells:
+        """(B, ·, rows, columns) of any cells -> their latents, row by row."""
         heads = self.heads(features).flatten(2).transpose(1, 2)
         logit, depth, scale, shift = heads.split([1, 2, 4, 4], dim=-1)
         # The authors' code bounds the logit to ±8.8, so that presence never saturates for good.
@@ -178,13 +186,15 @@ class Foreground(nn.Module):
             *(Gaussian.from_raw(raw) for raw in (depth, scale, shift)),
         )
 
-    def where(self, scale: Tensor, shift: Tensor) -> Tensor:
+    def where(self, scale: Tensor, shift: Tensor, cell: Tensor | None = None) -> Tensor:
         """Algorithm 2: raw z_scale and z_shift (B, N, 2) -> z_where (B, N, 4).
 
-        A cell's object may sit up to one cell from the cell's centre, on either side.
+        A cell's object may sit up to one cell from the cell's centre, on either side. `cell` says
+        of which cells (columns and rows); by default of all.
         """
         height, width = self.config.frame_size
-        centre = (self.cell_index + 0.5 + torch.tanh(shift)) * 2 * self.config.cell
+        index = self.cell_index if cell is None else cell
+        centre = (index + 0.5 + torch.tanh(shift)) * 2 * self.config.cell
         x, y = centre[..., :1] / width - 1, centre[..., 1:] / height - 1
         return torch.cat([torch.sigmoid(scale), x, y], dim=-1)
 

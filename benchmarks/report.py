@@ -97,7 +97,9 @@ batch, least and greatest of the rounds in brackets. The paper's rows are its ar
 _GRIDS = """\
 The left of the paper's Fig. 5: presets `space-paper-grid*` at batch {batch} on a 128 x 128 canvas.
 Dense is the paper's way, every cell warped onto the whole canvas; sparse draws the 64 likeliest
-cells, or all if there are fewer, each in a window of 32 x 32 pixels. The network is the same.
+cells, or all if there are fewer, each in a window of 32 x 32 pixels. The network is the same. SPAIR
+has its layers too, but infers cell after cell, and has one VAE for its background
+(`spair-paper-grid*`).
 *Cheaper* is CPU time of dense over that of sparse, least and greatest of the rounds in brackets."""
 _PARTS = """\
 From the paper's path at the top to `space-fast` at the bottom, 128 x 128 and batch {batch} unless
@@ -202,10 +204,15 @@ def _encode_table(results: Results) -> str:
 def _grid_table(results: Results) -> str:
     rows = []
     for side in results.sides:
-        dense, sparse = (results.train[training.grid_name(side, dense)] for dense in (True, False))
-        for kind, timing in (("dense", dense), ("sparse", sparse)):
-            gpu = results.train_cuda.get(training.grid_name(side, kind == "dense"))
-            cheaper = _times(dense.cpu, timing.cpu) if kind == "sparse" else NONE
+        dense = results.train[training.dense_name(side)].cpu
+        names = {
+            "dense": training.dense_name(side),
+            "sparse": training.grid_name(side, dense=False),
+            "SPAIR": training.sequential_name(side),
+        }
+        for kind, name in names.items():
+            timing, gpu = results.train[name], results.train_cuda.get(name)
+            cheaper = _times(dense, timing.cpu) if kind != "dense" else NONE
             rows.append([f"{side} x {side}", kind, *_costs(timing), cheaper, _gpu(gpu)])
     header = ["cells", "", "CPU-ms an image", "wall-ms", "peak MiB", "cheaper", "CUDA-ms"]
     return table(header, rows)

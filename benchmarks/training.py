@@ -33,13 +33,26 @@ def dense_name(side: int) -> str:
     return grid_name(side, dense=True)
 
 
+def sequential_name(side: int) -> str:
+    """Return the name of SPAIR, cell after cell, on side x side cells."""
+    return f"{side} x {side}, SPAIR"
+
+
 def on_grids(scene: Scene, sides: tuple[int, ...], batch: int) -> list[Contestant]:
-    """Return the paper's architecture on Fig. 5's grids of a 128 x 128 canvas, dense and sparse."""
-    return [
+    """Return the paper's architecture on Fig. 5's grids of a 128 x 128 canvas, dense and sparse.
+
+    And SPAIR, which it compares with: the same layers, cell after cell.
+    """
+    ours = [
         _contestant(grid_name(side, dense), scene, paper(side, dense=dense), batch)
         for side in sides
         for dense in (True, False)
     ]
+    others = [
+        _contestant(sequential_name(side), scene, SPACE[f"spair-paper-grid{side}"], batch)
+        for side in sides
+    ]
+    return [*ours, *others]
 
 
 def by_part(scene: Scene, side: int, batch: int) -> list[Contestant]:

@@ -26,6 +26,8 @@ class SpaceRecipe:
 
     model: SpaceConfig = field(default_factory=SpaceConfig)
     """Size and shape of the network."""
+    sequential: bool = False
+    """Infer cells one after the other: SPAIR, the baseline that SPACE's paper compares with."""
     steps: int = 100_000
     """Length of the run; `--steps` and `--minutes` override it."""
     unit: Literal["steps", "run"] = "steps"
@@ -138,6 +140,24 @@ SPACE: dict[str, SpaceRecipe] = {
             _ATARI, model=replace(_ATARI.model, cell=128 // grid), fg_lr=1e-4
         )
         for grid in (4, 8, 16)
+    },
+    # As the paper has its baseline (section 4, D.2, D.3): SPACE's layers, one VAE for the
+    # background, the rate of SPAIR.
+    **{
+        f"spair-paper-{name}": replace(
+            recipe,
+            sequential=True,
+            model=replace(recipe.model, background="single", cell=cell),
+            fg_lr=1e-4,
+            bg_lr=1e-4,
+        )
+        for name, recipe, cell in (
+            ("room_large", _ROOM, 8),
+            ("room_small", _ROOM, 16),
+            ("grid4", _ATARI, 32),
+            ("grid8", _ATARI, 16),
+            ("grid16", _ATARI, 8),
+        )
     },
     "space-fast": SpaceRecipe(
         model=SpaceConfig(

@@ -23,6 +23,7 @@ from objrl.models.space_loss import (
     elbo_terms,
     evidence_terms,
 )
+from objrl.models.spair import Spair
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.configure import Findings, fit_canvas
 from objrl.pretrain.presets import SpaceRecipe
@@ -69,13 +70,13 @@ class Batch(NamedTuple):
 class SpaceTask(nn.Module):
     """One recipe on one set of frames; `forward` is the loss, so that DDP sees a whole step."""
 
-    model_name = "space"
     length = 1
 
     def __init__(self, recipe: SpaceRecipe, found: Findings | None) -> None:
         super().__init__()
         self.recipe, self.found = recipe, found
-        self.model = Space(recipe.model)
+        self.model_name = "spair" if recipe.sequential else "space"
+        self.model = Spair(recipe.model) if recipe.sequential else Space(recipe.model)
         if recipe.self_configure:
             _begin_at_priors(self.model, recipe)
         if found is not None and isinstance(self.model.background, Static):

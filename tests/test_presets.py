@@ -7,6 +7,7 @@ import math
 import pytest
 
 from objrl.models.space import Space
+from objrl.models.spair import Spair
 from objrl.pretrain.presets import PRESETS, SPACE, SpaceRecipe, preset
 
 
@@ -50,6 +51,16 @@ def test_the_papers_grids_and_backgrounds(name: str, grid: int, components: int)
     assert (model.frame_size, model.grid) == ((128, 128), (grid, grid))
     assert (model.components, model.dense, model.z_what) == (components, True, 32)
     Space(model)  # the layers fit together
+
+
+@pytest.mark.parametrize("grid", [4, 8, 16])
+def test_spair_differs_from_space_in_how_cells_are_inferred(grid: int) -> None:
+    space, spair = (SPACE[f"{name}-paper-grid{grid}"] for name in ("space", "spair"))
+    assert spair.sequential
+    assert not space.sequential
+    assert (spair.model.grid, spair.fg_lr) == ((grid, grid), space.fg_lr)
+    assert spair.model.background == "single"
+    Spair(spair.model)
 
 
 def test_the_papers_annealing() -> None:

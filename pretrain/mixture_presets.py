@@ -40,8 +40,8 @@ class MixtureRecipe:
     """What the learning rate is multiplied with."""
     clip: float = UNCLIPPED
     """Largest norm of the gradient."""
-    scenes: Which = "dsprites_grey"
-    """What it learns from where no frames are given."""
+    scenes: Which | None = "dsprites_grey"
+    """What it learns from where no frames are given; None where some must be."""
     side: int | None = None
     """Side of those; by default the papers'."""
     self_configure: ClassVar[bool] = False
@@ -74,6 +74,14 @@ class IodineRecipe(MixtureRecipe):
     """Largest norm of the gradient (appendix B); all are larger, so that a step has one length."""
     beta: float = 1.0
     """Weight of the codes' KL."""
+    length: int = 1
+    """Frames of a sequence, one for each guess (B.4): then each guess but the first is refined by
+    one frame, and held against the next. 1 for stills."""
+    goal: float | None = None
+    """Nats of a pixel's channel down to which the likelihood alone is learnt; then codes are made
+    as simple as they can be (GECO, as in EfficientMORL). None for a fixed `beta`."""
+    step: float = 1e-6
+    """How fast GECO's weight changes."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,20 @@ MIXTURES: dict[str, Mixture] = {
             z_what=16,
             decoder=(32, 32, 32),
         ),
+        steps=3000,
+        unit="run",
+        lr=1e-3,
+        decay=Linear(1.0, 0.1, 0.5, 1.0),
+    ),
+    # Appendix B.4: a frame a guess. For `objrl synthetic`, whose sequences have ten frames.
+    "iodine-sequences": replace(
+        _IODINE,
+        model=IodineConfig(
+            frame_size=(64, 64), slots=4, refinements=1, kernel=3, decoder=(32, 32, 32)
+        ),
+        scenes=None,
+        length=8,
+        batch=4,
         steps=3000,
         unit="run",
         lr=1e-3,

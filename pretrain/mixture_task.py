@@ -18,6 +18,7 @@ from objrl.models.mixture import MixtureDetector, Scene, slots_of
 from objrl.models.monet import Monet, monet_terms
 from objrl.models.regions import Image
 from objrl.models.rmonet import Rmonet
+from objrl.nn.geco import Geco
 from objrl.nn.proposals import proposal_terms
 from objrl.perceiver import FramePerceiver, Perceiver
 from objrl.pretrain.mixture_presets import (
@@ -37,7 +38,7 @@ class Stills(NamedTuple):
     """What goes to the device each step."""
 
     frames: Tensor
-    """(B, h, w, 3) uint8, of any size."""
+    """(B, h, w, 3) uint8, of any size, or (B, T, h, w, 3)."""
 
     def to(self, device: torch.device) -> Stills:
         """Move to a device."""
@@ -64,12 +65,16 @@ class MixtureTask(nn.Module):
         return [kind(self.model.parameters(), lr=self.recipe.lr)]
 
     def prepare(self, frames: Image) -> Stills:
-        """Take (B, h, w, 3) uint8 frames of any size as they are."""
+        """Take (B, h, w, 3) uint8 frames of any size, or (B, T, h, w, 3), as they are."""
         return Stills(torch.from_numpy(frames))
 
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """Return what (B, 3, H, W) images look like to the model, the loss's terms and weights."""
         raise NotImplementedError
+
+    def total(self, means: Terms, weights: dict[str, float]) -> Tensor:
+        """Return the loss of () means."""
+        return torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
 
     def forward(self, batch: Stills, at: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and its terms by name as means over the batch.
@@ -78,14 +83,17 @@ class MixtureTask(nn.Module):
             batch: on the model's device.
             at: time in the recipe's unit.
         """
-        image = to_image(batch.frames, *self.model.frame_size)
+        frames, size = batch.frames, self.model.frame_size
+        image = to_image(frames.flatten(0, -4), *size)
+        if self.length > 1:
+            image = image.view(-1, self.length, *image.shape[1:])
         scene, terms, weights = self.objective(image, at)
         means = {name: term.mean() for name, term in terms.items()}
-        total = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
+        total = self.total(means, weights)
         with torch.no_grad():
             means["loss"] = total
             means["objects"] = slots_of(scene).mask.sum() / len(image)
-            means["mse"] = F.mse_loss(scene.image, image)
+            means["mse"] = F.mse_loss(scene.image, image[:, -1] if self.length > 1 else image)
         return total, means
 
 
@@ -106,13 +114,17 @@ class MonetTask(MixtureTask):
 
 
 class IodineTask(MixtureTask):
-    """IODINE's loss (section 3.3)."""
+    """IODINE's loss (section 3.3); of sequences, where the recipe says so (B.4)."""
 
     model_name = "iodine"
 
     def __init__(self, recipe: IodineRecipe) -> None:
         super().__init__(recipe, Iodine(recipe.model))
-        self.settings = recipe
+        self.settings, self.length = recipe, recipe.length
+        self.geco = None
+        if recipe.goal is not None:
+            height, width = recipe.model.frame_size
+            self.geco = Geco(recipe.goal * 3 * height * width, recipe.step)
 
     def perceiver(self) -> Perceiver:
         """Return the model, which follows by itself."""
@@ -124,6 +136,14 @@ class IodineTask(MixtureTask):
         """As `MixtureTask.objective`."""
         explained = self.model(image)
         return explained[-1].scene, iodine_terms(explained), {"kl_what": self.settings.beta}
+
+    def total(self, means: Terms, weights: dict[str, float]) -> Tensor:
+        """As `MixtureTask.total`, or with a weight that adapts."""
+        if self.geco is None:
+            return super().total(means, weights)
+        loss: Tensor = self.geco(means["nll"], means["kl_what"])
+        means["weight"] = self.geco.weight.clone()
+        return loss
 
 
 class RmonetTask(MixtureTask):

@@ -116,9 +116,7 @@ class Run:
         if resumed:
             self._go_on(resumed)
         # Moves the model, and lets the optimisers follow; the task itself stays as it is.
-        self._objective, *self._steppers = self._fabric.setup(
-            cast(nn.Module, self.task), *self._optimizers
-        )
+        self._objective, *self._steppers = self._fabric.setup(self._whole, *self._optimizers)
 
     def fit(self) -> None:
         """Run to the end, leaving a checkpoint now and then and when asked to stop.
@@ -268,6 +266,11 @@ class Run:
         return self._fabric.is_global_zero
 
     @property
+    def _whole(self) -> nn.Module:
+        """The model, and what its task remembers beside it."""
+        return cast(nn.Module, self.task)
+
+    @property
     def _logger(self) -> Any:
         return self._fabric.logger
 
@@ -301,7 +304,7 @@ class Run:
                 f"{resumed.path}: expected the same options and data as of the run: "
                 f"{'; '.join(differing)}; resume with the same ones, or choose another --out"
             )
-        restore(resumed, self.task.model, self._optimizers)
+        restore(resumed, self._whole, self._optimizers)
         self.step, self.steps = resumed.about["step"], resumed.about["steps"]
         self._since = (
             self._since[0] - resumed.about["seconds"],
@@ -315,14 +318,14 @@ class Run:
         The schedules need to know the end; and so a run by time is also a run by steps: with that
         number as --steps, it ends in the same weights.
         """
-        before, times = copy.deepcopy(self.task.model.state_dict()), [time.monotonic()]
+        before, times = copy.deepcopy(self._whole.state_dict()), [time.monotonic()]
         self.task.model.train()
         with self._batches(0) as batches:
             # The first one warms up and is not counted.
             while len(times) < 3 or (len(times) < 12 and times[-1] - times[0] < seconds / 20):
                 self._update(next(batches))
                 times.append(time.monotonic())
-        self.task.model.load_state_dict(before)
+        self._whole.load_state_dict(before)
         for optimizer in self._optimizers:
             optimizer.state.clear()
         begin = time.monotonic()
@@ -379,7 +382,7 @@ class Run:
             wall, cpu = self._clocks()
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
             about = {**self._about, **far, "course": dataclasses.asdict(self.course)}
-            save_checkpoint(self._out / CHECKPOINT, self.task.model, self._optimizers, about)
+            save_checkpoint(self._out / CHECKPOINT, self._whole, self._optimizers, about)
 
 
 def make_task(recipe: Recipe, found: Findings | None) -> Task:

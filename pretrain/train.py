@@ -21,6 +21,7 @@ from objrl.pretrain.joint import JointStore
 from objrl.pretrain.mixture_presets import MixtureRecipe
 from objrl.pretrain.presets import Recipe, preset
 from objrl.pretrain.run import CHECKPOINT, LOGS, WEIGHTS, Run
+from objrl.pretrain.scenes import Which
 from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.store import EmptyStoreError, FrameStore
 
@@ -101,7 +102,7 @@ def train(config: TrainConfig) -> Path:
 
 def _check(config: TrainConfig, recipe: Recipe) -> None:
     both, neither = config.data and config.env, not config.data and not config.env
-    if both or (neither and not isinstance(recipe, MixtureRecipe)):
+    if both or (neither and not (isinstance(recipe, MixtureRecipe) and recipe.scenes)):
         given = ", ".join(map(str, config.data)) or "nothing"
         raise ValueError(
             f"expected one of --data and --env, got data={given} and "
@@ -161,15 +162,16 @@ def _made(config: TrainConfig, recipe: Recipe) -> Path:
     """Return the file with frames that nobody has given."""
     if config.env is None:
         assert isinstance(recipe, MixtureRecipe)  # others have nothing to learn from then
-        return _drawn(config, recipe)
+        assert recipe.scenes is not None
+        return _drawn(config, recipe.scenes, recipe.side)
     return _collected(config)
 
 
-def _drawn(config: TrainConfig, recipe: MixtureRecipe) -> Path:
+def _drawn(config: TrainConfig, which: Which, side: int | None) -> Path:
     """Return the file with the scenes that a recipe is for, drawing what is missing."""
-    size = "" if recipe.side is None else f"_{recipe.side}"
-    path = Path("runs", f"{recipe.scenes}_own{size}.h5")
-    scenes = ScenesConfig(recipe.scenes, out=path, side=recipe.side, labelled=0)
+    size = "" if side is None else f"_{side}"
+    path = Path("runs", f"{which}_own{size}.h5")
+    scenes = ScenesConfig(which, out=path, side=side, labelled=0)
     with suppress(FileNotFoundError, EmptyStoreError), FrameStore(path) as store:
         if store.complete and len(store) >= (config.frames or 0):
             return path

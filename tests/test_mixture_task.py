@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,19 @@ import pytest
 import torch
 
 import objrl
+from objrl.checkpoint import load_checkpoint, restore, save_checkpoint
 from objrl.perceiver import Perceiver
 from objrl.pretrain import train as train_module
 from objrl.pretrain.mixture_presets import MIXTURES, IodineRecipe, MonetRecipe, RmonetRecipe
-from objrl.pretrain.mixture_task import MixtureTask, mixture_task
+from objrl.pretrain.mixture_task import IodineTask, MixtureTask, mixture_task
 from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
-from tests.squares import same, tensors
+from tests.squares import make_frames, same, tensors, write_store
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-OURS = [name for name in MIXTURES if "paper" not in name]
+OURS = [name for name in MIXTURES if "paper" not in name and name != "iodine-sequences"]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,39 @@ def test_the_papers_figures() -> None:
     assert monet.model.frame_size == rmonet.model.vae.frame_size == (64, 64)
     assert rmonet.model.vae.slots == 6
     assert monet.optimizer == "rmsprop"
+
+
+def test_iodine_learns_from_sequences_and_follows(tmp_path: Path) -> None:
+    data = write_store(tmp_path / "squares.h5", make_frames(120), episode=12)
+    with pytest.raises(ValueError, match="expected one of --data and --env"):
+        train(TrainConfig(preset="iodine-sequences"))
+    path = train(config(data, tmp_path / "run", "iodine-sequences", steps=2))
+    assert "val_mse" in read_header(path)["metrics"]
+    perceiver = objrl.load(path, device="cpu")
+    state = perceiver.initial_state(1)
+    for time in range(2):
+        frame = torch.from_numpy(make_frames(1, seed=time))
+        slots, state = perceiver.step(frame, state, torch.tensor([time == 0]))
+    assert (slots.track_id[slots.mask] >= 0).all()
+
+
+def test_the_weight_of_geco_is_kept_in_checkpoints(data: Path, tmp_path: Path) -> None:
+    recipe = MIXTURES["iodine-tetris"]
+    assert isinstance(recipe, IodineRecipe)
+    task = mixture_task(replace(recipe, goal=-1.0, step=1e-3))
+    with FrameStore(data) as store:
+        batch = task.prepare(store.frames([0, 1]))
+    total, terms = task(batch, 0.0)
+    torch.testing.assert_close(total, terms["nll"] + terms["kl_what"])  # it begins with 1
+    assert terms["weight"] < 1, "the image is far from explained"
+    save_checkpoint(tmp_path / "c.safetensors", task, task.optimizers(), {})
+    other = mixture_task(task.recipe)
+    restore(load_checkpoint(tmp_path / "c.safetensors"), other, other.optimizers())
+    assert isinstance(task, IodineTask)
+    assert isinstance(other, IodineTask)
+    assert task.geco is not None
+    assert other.geco is not None
+    assert other.geco.weight == task.geco.weight
 
 
 def test_weights_weigh_the_terms(data: Path) -> None:

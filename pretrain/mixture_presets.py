@@ -133,7 +133,26 @@ _SMALL = MonetConfig(
     decoder=16,
     hidden=64,
 )
+_LARGER = replace(
+    _SMALL,
+    frame_size=(64, 64),
+    slots=6,
+    attention=(16, 16, 32, 32, 32),
+    encoder=(16, 32, 32, 32),
+)
 _MONET = MonetRecipe(optimizer="rmsprop", lr=1e-4, batch=64)  # its appendix B
+_MONET_FAST = MonetRecipe(
+    scenes="tetris",
+    model=_SMALL,
+    steps=3000,
+    unit="run",
+    lr=5e-4,
+    clip=5.0,
+    sigma_bg=0.1,
+    sigma_fg=0.1,
+    beta=0.25,
+    gamma=0.25,
+)
 _IODINE = IodineRecipe()  # appendix B of the paper; the authors' code differs in batch and rate
 _IODINE_TETRIS = replace(
     _IODINE,
@@ -142,6 +161,15 @@ _IODINE_TETRIS = replace(
     model=IodineConfig(frame_size=(35, 35), slots=4, z_what=32, memory=0),
 )
 
+_IODINE_FAST = replace(
+    _IODINE_TETRIS,
+    model=replace(_IODINE_TETRIS.model, kernel=3, refinements=3, z_what=16, decoder=(32, 32, 32)),
+    steps=6000,
+    unit="run",
+    batch=8,
+    lr=1e-3,
+    decay=Linear(1.0, 0.1, 0.5, 1.0),
+)
 _RMONET = RmonetRecipe(lr=1e-4, batch=64)
 _RMONET_FAST = RmonetRecipe(
     scenes="tetris",
@@ -165,50 +193,32 @@ _ECON = EconRecipe(steps=100_000, scenes="econ_unique")
 Mixture = MonetRecipe | IodineRecipe | RmonetRecipe | EconRecipe
 MIXTURES: dict[str, Mixture] = {
     "monet-paper-multi_dsprites": _MONET,
-    "monet-tetris": MonetRecipe(
-        scenes="tetris",
-        model=_SMALL,
-        steps=3000,
-        unit="run",
-        lr=5e-4,
-        clip=5.0,
-        sigma_bg=0.1,
-        sigma_fg=0.1,
-        beta=0.25,
-        gamma=0.25,
-    ),
+    "monet-tetris": _MONET_FAST,
+    "monet-multi_dsprites": replace(_MONET_FAST, scenes="dsprites_grey", model=_LARGER, batch=16),
     "iodine-paper-tetris": _IODINE_TETRIS,
     "iodine-paper-multi_dsprites": _IODINE,
-    "iodine-tetris": replace(
-        _IODINE_TETRIS,
-        model=replace(
-            _IODINE_TETRIS.model,
-            kernel=3,
-            refinements=3,
-            z_what=16,
-            decoder=(32, 32, 32),
-        ),
-        steps=3000,
-        unit="run",
-        lr=1e-3,
-        decay=Linear(1.0, 0.1, 0.5, 1.0),
+    "iodine-tetris": _IODINE_FAST,
+    "iodine-multi_dsprites": replace(
+        _IODINE_FAST,
+        scenes="dsprites_grey",
+        model=replace(_IODINE_FAST.model, frame_size=(64, 64), slots=6, memory=64),
     ),
     # Appendix B.4: a frame a guess. For `objrl synthetic`, whose sequences have ten frames.
     "iodine-sequences": replace(
-        _IODINE,
-        model=IodineConfig(
-            frame_size=(64, 64), slots=4, refinements=1, kernel=3, decoder=(32, 32, 32)
-        ),
+        _IODINE_FAST,
+        model=replace(_IODINE_FAST.model, frame_size=(64, 64), refinements=1, memory=64),
         scenes=None,
         length=8,
         batch=4,
-        steps=3000,
-        unit="run",
-        lr=1e-3,
-        decay=Linear(1.0, 0.1, 0.5, 1.0),
     ),
     "rmonet-paper-multi_dsprites": _RMONET,
     "rmonet-tetris": _RMONET_FAST,
+    "rmonet-multi_dsprites": replace(
+        _RMONET_FAST,
+        scenes="dsprites_grey",
+        model=replace(_RMONET_FAST.model, vae=_LARGER, anchors=(16.0, 24.0, 32.0, 48.0, 64.0)),
+        batch=16,
+    ),
     "econ-paper-sprites": _ECON,
     # 5 latents, 3 blocks, lambda 0: shapes alone compete (section 5.2, C.4).
     "econ-paper-sprites_random": replace(

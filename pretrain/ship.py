@@ -17,6 +17,7 @@ from objrl.atomic import write_atomically
 from objrl.perceiver import model_of
 from objrl.pretrain.evaluate import evaluate_perceiver
 from objrl.pretrain.measure import Report
+from objrl.pretrain.scene_scores import read_scenes, score_scenes
 from objrl.pretrain.tracks import TrackReport, read_tracks, run_tracks
 from objrl.pretrain.truth import join_truth, read_truth
 from objrl.weights import load, read_header, register, save_weights
@@ -55,8 +56,8 @@ class ShipConfig:
     """A file that `objrl pretrain` wrote."""
     name: str
     """Name to ship it under, model-game."""
-    env_ids: tuple[str, ...]
-    """Gymnasium ids that it is for."""
+    env_ids: tuple[str, ...] = ()
+    """Gymnasium ids that it is for; none for scenes."""
     truth: tuple[Path, ...] = ()
     """Files of labelled frames to score it on, together; never seen in training."""
     tracks: Path | None = None
@@ -80,6 +81,10 @@ def ship(config: ShipConfig) -> Path:
         report = evaluate_perceiver(perceiver, labelled.frames, labelled.truth)
         scores = report.metrics()
         metrics |= {name: round(scores[name], 4) for name in _SCORES if name in scores}
+        scenes = read_scenes(config.truth[0]) if len(config.truth) == 1 else None
+        if scenes is not None:
+            apart = score_scenes(perceiver, scenes)
+            metrics |= {name: round(value, 4) for name, value in apart.items()}
     if config.tracks:
         followed = run_tracks(perceiver, read_tracks(config.tracks))
         scores = followed.metrics()
@@ -129,7 +134,7 @@ def _card(
         lines[-1] += (
             f"{len(report.seen.boxes)} frames of {names} (`objrl evaluate --truth`), whose "
         )
-        lines[-1] += "boxes come from RAM."
+        lines[-1] += f"boxes {'were drawn with them' if 'ari_fg' in metrics else 'come from RAM'}."
         lines += [
             "",
             "| class | objects | recall by centre | recall by IoU 0.5 |",

@@ -11,9 +11,11 @@ from objrl.models.median import Median, MedianConfig
 from objrl.models.space import Space, SpaceConfig
 from objrl.pretrain import ship as module
 from objrl.pretrain.ship import ShipConfig, ship
+from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.synthetic import SyntheticConfig, generate_sequences
 from objrl.pretrain.tracks import read_tracks, run_tracks
 from objrl.weights import load, read_header, registry, save_weights
+from tests import test_monet
 from tests.helpers import make_scalor
 
 SAMPLE = Path(__file__).parent / "data" / "space_invaders_sample.npz"
@@ -39,6 +41,28 @@ def weights(tmp_path: Path) -> Path:
         },
         metrics={"val_mse": 12.0},
     )
+
+
+def test_a_scene_mixture_is_scored_on_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "package"
+    monkeypatch.setattr(module, "FOLDER", folder)
+    monkeypatch.setattr(registry, "FOLDER", folder)
+    scenes = generate_stills(ScenesConfig("tetris", out=tmp_path / "t.h5", frames=1, labelled=9))
+    weights = save_weights(
+        *(tmp_path / "weights.safetensors", test_monet.build()),
+        model_name="monet",
+        data={"env_id": "tetris", "frames": 9, "sha256": "ab" * 32, "policy": "none", "seed": 3},
+        training={"preset": "monet-tetris", "steps": 5, "seed": 1},
+        metrics={},
+    )
+    config = ShipConfig(weights, "monet-test", truth=(scenes.with_suffix(".npz"),))
+    card = ship(config).read_text()
+    metrics = registry.read_index(folder)["monet-test"].metrics
+    assert {"ari_fg", "covering_fg", "mask_ap50", "f1_centre"} <= metrics.keys()
+    assert "boxes were drawn with them" in card
+    assert "no environment" in card
 
 
 def test_shipped_weights_carry_their_scores_and_a_card(

@@ -119,7 +119,7 @@ class EconRecipe(MixtureRecipe):
     """Learning rate (C.3)."""
     beta: float = 0.52
     """Weight of the codes' KL."""
-    gamma: float = 9.54
+    gamma: Linear = field(default_factory=lambda: Linear(9.54))
     """Weight of the shapes' KL. C.4 swaps these two, and so leaves its own ranges."""
     temperature: Linear = field(default_factory=lambda: Linear(1.0))
     """Of the competition, in nats; the paper's is 1."""
@@ -226,14 +226,19 @@ MIXTURES: dict[str, Mixture] = {
         scenes="econ_random",
         model=replace(_ECON.model, z_what=5, blocks=3, appearance=0.0),
         beta=1.0,
-        gamma=3.26,
+        gamma=Linear(3.26),
     ),
     "econ-sprites": replace(
         _ECON,
         model=replace(_ECON.model, z_what=4, attention=(16, 32, 32, 32), blocks=3, features=16),
         steps=3000,
         unit="run",
-        temperature=Linear(1000.0, 10.0, 0.0, 0.5),
-        clip=100.0,
+        batch=16,
+        lr=1e-3,
+        decay=Linear(1.0, 0.1, 0.6, 1.0),
+        beta=0.25,
+        # Shapes that weigh much before colours are learnt let all take a bit of everything.
+        gamma=Linear(0.5, 2.0, 0.3, 0.8),
+        temperature=Linear(200.0, 20.0, 0.0, 0.4),
     ),
 }

@@ -180,7 +180,7 @@ class EconTask(MixtureTask):
         recipe, model = self.settings, self.model
         assert isinstance(model, Econ)
         out = model(image, recipe.temperature(at))
-        weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
+        weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
         return model.scene(out), econ_terms(out), weights
 
 

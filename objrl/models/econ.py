@@ -237,7 +237,7 @@ class Expert(nn.Module):
         layers = [first, nn.ReLU()]
         for _ in range(config.blocks - 1):
             layers += [nn.Conv2d(config.features, config.features, 3, padding=1), nn.ReLU()]
-        self.decoder = nn.Sequential(*layers, nn.Conv2d(config.features, 4, 1), nn.Sigmoid())
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(config.features, 4, 1))
 
     def forward(self, image: Tensor, scope: Tensor, last: bool) -> Part:
         """Explain a part of what is left.
@@ -250,7 +250,8 @@ class Expert(nn.Module):
         region = scope
         if not last:
             seen = torch.cat([image, scope.clamp(min=_LEAST).log()], 1)
-            region = scope * torch.sigmoid(self.attention(seen))
+            # Of a bfloat16 logit a sigmoid is soon 1 for good, and what is taken never comes back.
+            region = scope * torch.sigmoid(self.attention(seen).float())
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
         painted = self.paint(code.sample() if self.training else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
@@ -264,8 +265,7 @@ class Expert(nn.Module):
 
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""
-        painted: Tensor = self.decoder(z)
-        return painted
+        return torch.sigmoid(self.decoder(z).float())
 
 
 def _side_by_side(fields: list[Tensor]) -> Tensor:

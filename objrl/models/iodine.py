@@ -307,7 +307,7 @@ class _Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> (B, K, 3, H, W) in [0, 1] and (B, K, 1, H, W) logarithms of masks."""
-        drawn = self.layers(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        drawn = self.layers(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])
         return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
 
 

@@ -93,7 +93,7 @@ class ComponentVae(nn.Module):
 
     def paint(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> (B, K, 3, H, W) colours, (B, K, 1, H, W) logarithms of masks."""
-        drawn = self.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        drawn = self.decoder(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])
         return torch.sigmoid(drawn[:, :, :3]), torch.log_softmax(drawn[:, :, 3:], dim=1)
 
 
@@ -122,7 +122,7 @@ class Monet(MixtureDetector):
         log_scope = torch.zeros_like(image[:, :1])
         log_masks = []
         for _ in range(self.config.slots - 1):
-            logit = self.attention(torch.cat([image, log_scope], dim=1))
+            logit = self.attention(torch.cat([image, log_scope], dim=1)).float()
             log_masks.append(log_scope + F.logsigmoid(logit))
             log_scope = log_scope + F.logsigmoid(-logit)
         return torch.stack([*log_masks, log_scope], dim=1)

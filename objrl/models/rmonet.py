@@ -108,7 +108,7 @@ class Rmonet(MixtureDetector):
         )
         if not self.training:
             score = torch.where(score >= self.config.sure, score, 0.0)
-        logit = self.head(image, maps, pyramid, box)
+        logit = self.head(image, maps, pyramid, box).float()
         region = region_mask(box, self.frame_size, self.frame_size, self.config.expand)
         mine = (region != 0) & (score > 0)[:, :, None, None, None]
         logit = torch.where(mine, logit, _NOTHING)

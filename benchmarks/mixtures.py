@@ -67,7 +67,10 @@ def main(config: MixturesConfig) -> str:
         raise FileNotFoundError(f"{config.runs}: expected runs of `objrl pretrain`, found none")
     for run in tqdm(runs, unit="run"):
         header = read_header(run / WEIGHTS)
-        which = next(w for w in get_args(Which) if header["data"]["env_id"] == w)
+        which = next((w for w in get_args(Which) if header["data"]["env_id"] == w), None)
+        if which is None:
+            print(f"left out: {run}, which learnt from {header['data']['env_id']}")
+            continue
         perceiver = objrl.load(run / WEIGHTS, device="cpu")
         for fill in _fills(which):
             scenes = _labelled(config, which, fill)
@@ -97,10 +100,8 @@ def _fills(which: Which) -> tuple[Fill, ...]:
 def _labelled(config: MixturesConfig, which: Which, fill: Fill) -> LabelledScenes:
     path = config.scenes / f"test_{which}_{fill}.h5"
     asked = ScenesConfig(which, fill, path, frames=1, labelled=config.labelled, seed=config.seed)
-    about = path.with_suffix(".npz")
-    if not about.exists():
-        generate_stills(asked)
-    scenes = read_scenes(about)
+    generate_stills(asked)  # what is there is checked, and kept
+    scenes = read_scenes(path.with_suffix(".npz"))
     assert scenes is not None
     return scenes
 

@@ -26,7 +26,7 @@ from objrl.schedule import Linear
 Trouble = Literal["nothing", "everything", "swallowed", "split"]
 
 SYMPTOMS: dict[Trouble, str] = {
-    "nothing": "no objects: z_pres has collapsed to nothing, the background draws everything",
+    "nothing": "no objects: the background draws everything",
     "everything": "everything is an object: far more of them than things that move",
     "swallowed": "one box swallows many: most boxes hold several things",
     "split": "one object is split among many: most things are in several boxes",

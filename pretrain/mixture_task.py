@@ -135,13 +135,15 @@ class IodineTask(MixtureTask):
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """As `MixtureTask.objective`."""
         explained = self.model(image)
-        return explained[-1].scene, iodine_terms(explained), {"kl_what": self.settings.beta}
+        # Held-out frames are to say how good the last guess is.
+        counted = explained if self.model.training else explained[-1:]
+        return explained[-1].scene, iodine_terms(counted), {"kl_what": self.settings.beta}
 
     def total(self, means: Terms, weights: dict[str, float]) -> Tensor:
         """As `MixtureTask.total`, or with a weight that adapts."""
         if self.geco is None:
             return super().total(means, weights)
-        loss: Tensor = self.geco(means["nll"], means["kl_what"])
+        loss: Tensor = self.geco.train(self.model.training)(means["nll"], means["kl_what"])
         means["weight"] = self.geco.weight.clone()
         return loss
 
@@ -181,7 +183,7 @@ class EconTask(MixtureTask):
         assert isinstance(model, Econ)
         out = model(image, recipe.temperature(at))
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
-        return model.scene(out), econ_terms(out), weights
+        return model.scene(out), econ_terms(out, recipe.model.sigma), weights
 
 
 def mixture_task(recipe: Mixture) -> MixtureTask:

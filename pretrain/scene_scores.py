@@ -20,11 +20,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import interpolate
 
 from objrl import metrics
 from objrl.frames import to_image
 from objrl.metrics import Boxes, Truth
 from objrl.models.econ import Econ
+from objrl.models.mixture import LEAST
 from objrl.perceiver import Perceiver, model_of
 from objrl.pretrain.learners import linear, normalised_mutual_information
 from objrl.pretrain.measure import Frames, take_apart
@@ -179,12 +181,14 @@ def score_scenes(perceiver: Perceiver, scenes: LabelledScenes, batch: int = 16) 
     scores |= {"mask_ap50": precision.ap50, "mask_ap50_95": precision.ap50_95}
     if np.isfinite(seen.mse):
         scores["mse"] = seen.mse
+    if not len(scenes.owner):
+        return scores
     row, matched = match_slots(scenes, seen)
     scores["matched"] = float(matched.mean())
     scores |= probe_factors(scenes, seen.what[scenes.owner, row], matched)
     model = model_of(perceiver)
-    if isinstance(model, Econ):
-        scores |= _score_experts(model, scenes, row, matched, batch)
+    if isinstance(model, Econ) and matched.any():
+        scores |= _score_experts(model, scenes, matched, batch)
     return scores
 
 
@@ -197,7 +201,9 @@ def score_ids(scenes: LabelledScenes, ids: Ids, background: int) -> dict[str, fl
         background: the number that is no object.
     """
     objects = np.array([len(boxes) for boxes in scenes.truth.boxes])
-    counted = np.array([len(set(np.unique(one)) - {background}) for one in ids])
+    # As the truth has it, and as slots have it: what has less is no object.
+    large = [np.bincount(one.ravel()) * LEAST >= one.size for one in ids]
+    counted = np.array([len(set(np.flatnonzero(one)) - {background}) for one in large])
     # To count the background as an object like others, its number must not be 0.
     return {
         "ari_fg": float(np.nanmean(adjusted_rand(scenes.ids, ids))),
@@ -254,7 +260,6 @@ def probe_factors(
 def _score_experts(
     model: Econ,
     scenes: LabelledScenes,
-    row: npt.NDArray[np.int64],
     matched: Mask,
     batch: int,
 ) -> dict[str, float]:
@@ -264,26 +269,28 @@ def _score_experts(
     more is hidden; `seen_iou` is of the same objects' visible parts with their wholes: what no
     filling in at all would have.
     """
-    winner, shape = [], []
-    height, width = scenes.frames.shape[1:3]
+    winner: list[npt.NDArray[np.int64]] = []
+    region: list[npt.NDArray[np.float32]] = []
+    shape: list[npt.NDArray[np.float32]] = []
+    size, device = scenes.frames.shape[1:3], next(model.parameters()).device
     with torch.no_grad():
         for start in range(0, len(scenes.frames), batch):
-            part = torch.from_numpy(scenes.frames[start : start + batch])
-            out = model.eval()(
-                to_image(part.to(next(model.parameters()).device), *model.frame_size)
-            )
+            part = torch.from_numpy(scenes.frames[start : start + batch]).to(device)
+            out = model(to_image(part, *model.frame_size), sample=False)
             winner.append(out.winner.cpu().numpy())
-            whole = torch.nn.functional.interpolate(
-                out.part.shape[:, :, 0], (height, width), mode="bilinear", align_corners=False
-            )
-            shape.append((whole > 0.5).cpu().numpy())
-    owner = scenes.owner[matched]
-    expert = np.concatenate(winner)[owner, row[matched]]
+            for kept, made in ((region, out.part.region), (shape, out.part.shape)):
+                large = interpolate(made[:, :, 0], size, mode="bilinear", align_corners=False)
+                kept.append(large.cpu().numpy())
+    owner, number = scenes.owner[matched], scenes.number[matched]
+    visible = scenes.ids[owner] == number[:, None, None]
+    # The step that takes most of an object; slots have an order of their own.
+    taken = np.concatenate(region)[owner] * visible[:, None]
+    step = taken.sum((2, 3)).argmax(1)
+    expert = np.concatenate(winner)[owner, step]
     scores = {"expert_nmi": normalised_mutual_information(scenes.kind[matched], expert)}
     if scenes.whole is None:
         return scores
-    true, filled = scenes.whole[matched], np.concatenate(shape)[owner, row[matched]]
-    visible = scenes.ids[owner] == scenes.number[matched][:, None, None]
+    true, filled = scenes.whole[matched], np.concatenate(shape)[owner, step] > 0.5
     hidden = visible.sum((1, 2)) <= 0.9 * true.sum((1, 2))
     fits = _iou(true, filled)
     scores["whole_iou"] = float(fits.mean())

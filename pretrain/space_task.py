@@ -92,7 +92,9 @@ class SpaceTask(nn.Module):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one for the foreground, one for the background (D.2)."""
-        foreground = self.model.foreground.parameters()
+        # All that is not the background's: SPAIR has more than its foreground's networks.
+        behind = {id(parameter) for parameter in self.model.background.parameters()}
+        foreground = [p for p in self.model.parameters() if id(p) not in behind]
         kind = torch.optim.Adam if self.recipe.fg_optimizer == "adam" else torch.optim.RMSprop
         background = torch.optim.Adam(self.model.background.parameters(), lr=self.recipe.bg_lr)
         return [kind(foreground, lr=self.recipe.fg_lr), background]

@@ -163,15 +163,14 @@ def _made(config: TrainConfig, recipe: Recipe) -> Path:
     if config.env is None:
         assert isinstance(recipe, MixtureRecipe)  # others have nothing to learn from then
         assert recipe.scenes is not None
-        return _drawn(config, recipe.scenes, recipe.side)
+        return _drawn(config, recipe.scenes)
     return _collected(config)
 
 
-def _drawn(config: TrainConfig, which: Which, side: int | None) -> Path:
+def _drawn(config: TrainConfig, which: Which) -> Path:
     """Return the file with the scenes that a recipe is for, drawing what is missing."""
-    size = "" if side is None else f"_{side}"
-    path = Path("runs", f"{which}_own{size}.h5")
-    scenes = ScenesConfig(which, out=path, side=side, labelled=0)
+    path = Path("runs", f"{which}_own.h5")
+    scenes = ScenesConfig(which, out=path, labelled=0)
     with suppress(FileNotFoundError, EmptyStoreError), FrameStore(path) as store:
         if store.complete and len(store) >= (config.frames or 0):
             return path
@@ -201,7 +200,7 @@ def _collected(config: TrainConfig) -> Path:
 def _fabric(config: TrainConfig, out: Path, resumed: Checkpoint | None) -> Fabric:
     cuda = torch.cuda.is_available() and config.device != "cpu"
     # Not every term reaches every parameter, and which ones do changes during a run.
-    # Buffers are the same everywhere and never change.
+    # Buffers never change, or (GECO's) change alike everywhere.
     spread = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
     # What was logged after the checkpoint will be logged again: let the board forget it.
     purge = None

@@ -98,6 +98,7 @@ def test_gradients_reach_every_parameter(head: str) -> None:
     torch.stack([term.mean() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_it_learns() -> None:

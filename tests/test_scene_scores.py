@@ -194,7 +194,7 @@ def test_the_command_shows_and_writes_them(
     assert set(SEGMENTATION) < set(written["segmentation"])
     assert written["segmentation_without_learning"]["colour and pieces"]["ari_fg"] > 0.8
     shown = capsys.readouterr().out
-    for words in ("whose pixel is whose", "colour and pieces", "expert_nmi"):
+    for words in ("whose pixel is whose", "colour and pieces", "mask_ap50"):
         assert words in shown
 
 

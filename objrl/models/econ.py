@@ -11,14 +11,14 @@ goes, from the front: the paper's t falls from T to 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objrl.models.mixture import MixtureDetector, Scene
+from objrl.models.mixture import MixtureDetector, Scene, check_slots
 from objrl.nn.broadcast import BroadcastConv
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.unet import UNet
@@ -49,6 +49,18 @@ class EconConfig:
     """Standard deviation of a pixel; the paper names none."""
     appearance: float = 1.0
     """lambda: how much colours count in the competition, beside shapes."""
+
+    def __post_init__(self) -> None:
+        check_slots(self.layers)
+        if self.experts < 1 or min(self.frame_size) >> self.blocks < 1:
+            raise ValueError(
+                f"expected 1 expert or more and at most {min(self.frame_size).bit_length() - 1} "
+                f"blocks for a canvas of {self.frame_size}, got {self.experts} and {self.blocks}"
+            )
+
+    def with_slots(self, count: int) -> EconConfig:
+        """Return the same with another T, which training does not fix."""
+        return replace(self, layers=count)
 
 
 @dataclass(frozen=True)
@@ -122,17 +134,19 @@ class Econ(MixtureDetector):
         """The experts."""
         return [expert for expert in self.experts if isinstance(expert, Expert)]
 
-    def forward(self, image: Tensor, temperature: float = 1.0) -> EconOutput:
+    def forward(
+        self, image: Tensor, temperature: float = 1.0, sample: bool | None = None
+    ) -> EconOutput:
         """Take (B, 3, H, W) images apart.
-
-        In training mode codes are drawn, and winners too, with probabilities that a softmax of the
-        costs gives; otherwise the cheapest wins.
 
         Args:
             image: in [0, 1].
-            temperature: of that softmax, in nats; the larger, the more chance decides.
+            temperature: of the softmax of costs by which winners are drawn, in nats; the larger,
+                the more chance decides.
+            sample: draw codes and winners, or take means and the cheapest; None: as the module is
+                in training.
         """
-        explain = self._drawn if self.training else self._best
+        explain = self._drawn if (self.training if sample is None else sample) else self._best
         scope = torch.ones_like(image[:, :1])
         scopes, parts, winners = [], [], []
         for step in range(self.config.layers):
@@ -147,7 +161,8 @@ class Econ(MixtureDetector):
 
     def _best(self, image: Tensor, scope: Tensor, last: bool, _: float) -> tuple[Part, Tensor]:
         """Return the part of the cheapest expert, and (B,) who that is."""
-        every = Part.join([expert(image, scope, last) for expert in self.experts], _side_by_side)
+        parts = [expert(image, scope, last, False) for expert in self.experts]
+        every = Part.join(parts, _side_by_side)
         winner = self._price(every.cost).argmin(1)
         row = torch.arange(len(image), device=image.device)
         return every.map(lambda field: field[row, winner]), winner
@@ -157,7 +172,7 @@ class Econ(MixtureDetector):
     ) -> tuple[Part, Tensor]:
         """Return the part of an expert drawn by its costs; only the winners get gradients."""
         with torch.no_grad():
-            every = [expert(image, scope, last).cost for expert in self.experts]
+            every = [expert(image, scope, last, True).cost for expert in self.experts]
             odds = torch.softmax(-self._price(torch.stack(every, 1)) / temperature, 1)
             winner = torch.multinomial(odds, 1)[:, 0]
         order, parts = [], []
@@ -165,7 +180,7 @@ class Econ(MixtureDetector):
             mine = (winner == number).nonzero()[:, 0]
             if len(mine):
                 order.append(mine)
-                parts.append(expert(image[mine], scope[mine], last))
+                parts.append(expert(image[mine], scope[mine], last, True))
         back = torch.cat(order).argsort()
         return Part.join(parts, torch.cat).map(lambda field: field[back]), winner
 
@@ -174,14 +189,15 @@ class Econ(MixtureDetector):
         return self.config.appearance * cost[..., 0] + cost[..., 2]
 
     def explain(self, image: Tensor) -> Scene:
-        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
-        out: EconOutput = self(image)
+        """(B, 3, H, W) in [0, 1] -> what is likeliest, in training mode too."""
+        out: EconOutput = self(image, sample=False)
         return self.scene(out)
 
     def scene(self, out: EconOutput) -> Scene:
         """Return an image taken apart as other scene mixtures have it, experts beside codes."""
         part = out.part
-        known = F.one_hot(out.winner, self.config.experts).to(part.mean.dtype)
+        every = torch.arange(self.config.experts, device=out.winner.device)
+        known = (out.winner[..., None] == every).to(part.mean.dtype)
         mean = torch.cat([part.code.mean, known], -1)
         std = torch.cat([part.code.std, torch.zeros_like(known)], -1)
         return Scene(part.mean, part.region.clamp(min=1e-9).log(), Gaussian(mean, std))
@@ -239,13 +255,14 @@ class Expert(nn.Module):
             layers += [nn.Conv2d(config.features, config.features, 3, padding=1), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.Conv2d(config.features, 4, 1))
 
-    def forward(self, image: Tensor, scope: Tensor, last: bool) -> Part:
+    def forward(self, image: Tensor, scope: Tensor, last: bool, sample: bool) -> Part:
         """Explain a part of what is left.
 
         Args:
             image: (B, 3, H, W).
             scope: (B, 1, H, W).
             last: take all of it (footnote 7).
+            sample: draw the code, or take its mean.
         """
         region = scope
         if not last:
@@ -253,7 +270,7 @@ class Expert(nn.Module):
             # Of a bfloat16 logit a sigmoid is soon 1 for good, and what is taken never comes back.
             region = scope * torch.sigmoid(self.attention(seen).float())
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
-        painted = self.paint(code.sample() if self.training else code.mode())
+        painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
         far = region * (image - mean).square() / (2 * self.config.sigma**2)
         cost = [
@@ -273,10 +290,15 @@ def _side_by_side(fields: list[Tensor]) -> Tensor:
     return torch.stack(fields, 1)
 
 
-def econ_terms(output: EconOutput) -> dict[str, Tensor]:
-    """Return the terms of eq. 13 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask."""
-    nll, kl_what, kl_mask = output.part.cost.sum(1).unbind(1)
-    return {"nll": nll, "kl_what": kl_what, "kl_mask": kl_mask}
+def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
+    """Return the terms of eq. 13 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask.
+
+    The Gaussians' constant, which eq. 10 leaves out, is in nll.
+    """
+    far, kl_what, kl_mask = output.part.cost.sum(1).unbind(1)
+    numbers = output.part.mean[0, 0].numel()
+    constant = numbers * (0.5 * math.log(2 * math.pi) + math.log(sigma))
+    return {"nll": far + constant, "kl_what": kl_what, "kl_mask": kl_mask}
 
 
 def _bernoulli_kl(q: Tensor, p: Tensor) -> Tensor:

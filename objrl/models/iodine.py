@@ -19,14 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import check_frames, to_image
-from objrl.models.mixture import MixtureDetector, Scene, slots_of
+from objrl.models.mixture import MixtureDetector, Scene, check_slots, masks_of, slots_of
 from objrl.nn.broadcast import BroadcastConv, places
 from objrl.nn.distributions import Gaussian, gaussian_kl, gaussian_log_prob
+from objrl.nn.mixture import blend_log_prob, mixture_log_prob
 from objrl.perceiver import check_step
 from objrl.slots import NO_TRACK, Slots
 
 _SURE = 1 - 1e-6
 """A slot's share of a pixel counts as this much at most: the rest must still explain something."""
+
+_NEWEST = 0.5
+"""Weight of the newest displacement in the velocity, as the tracker has it."""
 
 _PIXEL_INPUTS = 17
 """Channels of what the refinement network sees: the table of appendix B, colours counting three."""
@@ -58,6 +62,21 @@ class IodineConfig:
     """Each pixel is one slot's (the paper, eq. 2), or all slots' (as in EfficientMORL's)."""
     sigma: float = 0.1
     """Standard deviation of a pixel; what is refined depends on it."""
+
+    def __post_init__(self) -> None:
+        check_slots(self.slots)
+        for name, good, expected in (
+            ("decoder", len(self.decoder) > 0, "a convolution or more"),
+            ("kernel", self.kernel % 2 == 1, "an odd side"),
+            ("refinements", self.refinements >= 1, "1 or more"),
+            ("likelihood", self.likelihood in ("mixture", "blend"), "mixture or blend"),
+        ):
+            if not good:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def with_slots(self, count: int) -> IodineConfig:
+        """Return the same with another K, which training does not fix."""
+        return replace(self, slots=count)
 
 
 @dataclass(frozen=True)
@@ -98,11 +117,17 @@ class IodineState:
         guess: of each environment.
         track_id: (B, K, 1) int64 of the last frame.
         next_id: (B,) int64. Never falls, so that no id is used twice.
+        position: (B, K, 2) of the last frame's slots.
+        velocity: (B, K, 2) of those.
+        moved: (B, K, 1) bool, whose velocity is known.
     """
 
     guess: Guess
     track_id: Tensor
     next_id: Tensor
+    position: Tensor
+    velocity: Tensor
+    moved: Tensor
 
     def __len__(self) -> int:
         return len(self.next_id)
@@ -122,6 +147,7 @@ class Iodine(MixtureDetector):
         self.config = config
         self.frame_size = config.frame_size
         self.max_slots, self.what_size = config.slots, config.z_what
+        self.log_prob = mixture_log_prob if config.likelihood == "mixture" else blend_log_prob
         self.decoder = _Decoder(config)
         self.refinement = _Refinement(config)
         # Mean 0 and standard deviation 1, the prior; both are learnt.
@@ -149,15 +175,20 @@ class Iodine(MixtureDetector):
                 is held against a frame that it has not seen yet.
         """
         frames = image if image.ndim == 5 else self._repeated(image)
-        return self._guesses(frames, self.begin(len(image)))[0]
+        learning = self.training and torch.is_grad_enabled()
+        return self._guesses(frames, self.begin(len(image)), learning)[0]
 
     def _repeated(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, T + 1, 3, H, W): the same image for every guess."""
         return image[:, None].expand(-1, self.config.refinements + 1, -1, -1, -1)
 
-    def _guesses(self, frames: Tensor, guess: Guess) -> tuple[list[Explained], Guess]:
-        """Refine a guess by (B, T + 1, 3, H, W), and explain the last of them."""
-        learning = self.training and torch.is_grad_enabled()
+    def _guesses(
+        self, frames: Tensor, guess: Guess, learning: bool
+    ) -> tuple[list[Explained], Guess]:
+        """Refine a guess by (B, T + 1, 3, H, W), and explain the last of them.
+
+        `learning` draws z, and keeps the graph through all of it.
+        """
         explained = []
         # Refinement is made of gradients: it needs them also where nobody else does.
         with torch.inference_mode(False), torch.enable_grad():
@@ -166,10 +197,10 @@ class Iodine(MixtureDetector):
             for number, frame in enumerate(before):
                 if not learning:
                     guess = _copied(guess, grows=True)
-                now = self.look(guess, frame, number)
+                now = self.look(guess, frame, number, learning)
                 guess = self.refine(guess, now, frame, learning)
                 explained.append(now)
-            explained.append(self.look(guess, last, len(before)))
+            explained.append(self.look(guess, last, len(before), learning))
         if not learning:
             explained, guess = [_plain(now) for now in explained], _copied(guess)
         return explained, guess
@@ -180,10 +211,13 @@ class Iodine(MixtureDetector):
         none = self.first.new_zeros(batch, count, memory)
         return Guess(self.first.expand(batch, count, -1), none, none)
 
-    def look(self, guess: Guess, image: Tensor, number: int) -> Explained:
-        """Decode a guess, the number-th of an image, and hold it against (B, 3, H, W)."""
+    def look(self, guess: Guess, image: Tensor, number: int, sample: bool = False) -> Explained:
+        """Decode a guess, the number-th of an image, and hold it against (B, 3, H, W).
+
+        `sample` draws z; otherwise the chance is always the same, and the last guess's is its mean.
+        """
         code = Gaussian.from_raw(guess.raw)
-        if self.training:
+        if sample:
             z = code.sample()
         elif number < self.config.refinements:
             z = code.mean + code.std * self.noise[number]
@@ -191,8 +225,8 @@ class Iodine(MixtureDetector):
             z = code.mode()
         mean, log_mask = self.decoder(z)
         return Explained(
-            scene := Scene(mean, log_mask, code),
-            nll=-_log_prob(scene, image, self.config).flatten(1).sum(1),
+            Scene(mean, log_mask, code),
+            nll=-self.log_prob(image, mean, log_mask, self.config.sigma).flatten(1).sum(1),
             kl=gaussian_kl(code, 0.0, 1.0).sum((1, 2)),
         )
 
@@ -215,8 +249,9 @@ class Iodine(MixtureDetector):
         slope_mean, slope_mask, slope_raw = (slope.detach() for slope in slopes)
         # Of the logits (the authors' code; the paper's table says of the masks).
         slope_mask = slope_mask - scene.mask.detach() * slope_mask.sum(1, keepdim=True)
+        # Of the mixture, whatever the likelihood: who of the slots explains a pixel, and how well.
         each = gaussian_log_prob(image[:, None], scene.mean, config.sigma).sum(2, keepdim=True)
-        total = torch.logsumexp(each + scene.log_mask, dim=1, keepdim=True)
+        total = mixture_log_prob(image, scene.mean, scene.log_mask, config.sigma)[:, None]
         share = (each + scene.log_mask - total).exp()
         without = total + torch.log1p(-share.clamp(max=_SURE))
         here = [image[:, None].expand_as(scene.mean), scene.mean, scene.mask, scene.log_mask]
@@ -238,8 +273,8 @@ class Iodine(MixtureDetector):
 
     def explain(self, image: Tensor) -> Scene:
         """(B, 3, H, W) in [0, 1] -> what is likeliest after T refinements."""
-        guesses: list[Explained] = self(image)
-        return guesses[-1].scene
+        explained, _ = self._guesses(self._repeated(image), self.begin(len(image)), False)
+        return explained[-1].scene
 
     def paint(self, code: Tensor) -> Tensor:
         """(B, K, D) codes -> (B, 3, H, W)."""
@@ -249,7 +284,9 @@ class Iodine(MixtureDetector):
     def initial_state(self, batch: int) -> IodineState:
         """Return the state of B environments that have seen nothing."""
         ids = torch.full((batch, self.config.slots, 1), NO_TRACK, device=self.device)
-        return IodineState(_copied(self.begin(batch)), ids, ids.new_zeros(batch))
+        none = self.first.new_zeros(batch, self.config.slots, 2)
+        guess, never = _copied(self.begin(batch)), torch.zeros_like(ids, dtype=torch.bool)
+        return IodineState(guess, ids, ids.new_zeros(batch), none, none, never)
 
     @torch.no_grad()
     def step(
@@ -269,7 +306,7 @@ class Iodine(MixtureDetector):
 
         guess = Guess(kept("raw"), kept("hidden"), kept("cell"))
         image = to_image(frames.to(self.device), *self.frame_size)
-        explained, guess = self._guesses(self._repeated(image), guess)
+        explained, guess = self._guesses(self._repeated(image), guess, False)
         slots = slots_of(explained[-1].scene)
         known = torch.where(new[:, None, None], NO_TRACK, state.track_id)
         here = slots.mask[..., None]
@@ -277,7 +314,12 @@ class Iodine(MixtureDetector):
         ids = torch.where(born, state.next_id[:, None, None] + born.cumsum(1) - 1, known)
         ids = torch.where(here, ids, NO_TRACK)
         issued = state.next_id + born.sum((1, 2))
-        return replace(slots, track_id=ids), IodineState(guess, ids, issued)
+        moved = slots.position - state.position
+        # The first displacement counts whole, as for the tracker.
+        weight = torch.where(state.moved, _NEWEST, 1.0)
+        velocity = torch.lerp(state.velocity, moved, weight) * (here & ~born)
+        slots = replace(slots, track_id=ids, velocity=velocity)
+        return slots, IodineState(guess, ids, issued, slots.position, velocity, here & ~born)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Slots:
@@ -288,7 +330,8 @@ class Iodine(MixtureDetector):
     @torch.no_grad()
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, H, W) float32 masks that sum to one, in `encode`'s order."""
-        return super().segment(check_frames(frames).to(self.device))
+        size = check_frames(frames).shape[1], frames.shape[2]
+        return masks_of(self.explain(to_image(frames.to(self.device), *self.frame_size)), size)
 
 
 class _Decoder(nn.Module):
@@ -358,21 +401,14 @@ def iodine_terms(explained: list[Explained]) -> dict[str, Tensor]:
     sum_t t/T L_t: the first, blind one counts nothing (the authors' code; section 3.3 has (t/T)
     too). Divided by the sum of the weights, so that a term is one guess's worth.
     """
-    whole = sum(range(len(explained)))
-    late = [number / whole for number in range(len(explained))]
+    last = len(explained) - 1
+    whole = sum(range(last + 1))
+    late = [number / whole for number in range(last + 1)] if last else [1.0]
     pairs = list(zip(late, explained, strict=True))
     return {
         "nll": torch.stack([share * now.nll for share, now in pairs]).sum(0),
         "kl_what": torch.stack([share * now.kl for share, now in pairs]).sum(0),
     }
-
-
-def _log_prob(scene: Scene, image: Tensor, config: IodineConfig) -> Tensor:
-    """(B, ·, H, W) log p of each pixel."""
-    if config.likelihood == "blend":
-        return gaussian_log_prob(image, scene.image, config.sigma)
-    each = gaussian_log_prob(image[:, None], scene.mean, config.sigma).sum(2, keepdim=True)
-    return torch.logsumexp(each + scene.log_mask, dim=1)
 
 
 def _normed(field: Tensor, dims: int = 3) -> Tensor:

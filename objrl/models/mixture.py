@@ -16,12 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
-from objrl.nn.distributions import Gaussian
+from objrl.nn.distributions import Gaussian, take
 from objrl.perceiver import Decomposition
 from objrl.slots import NO_TRACK, Slots
 
 LEAST = 1024
 """An object has this part of the canvas at least: of 64 x 64 pixels, four."""
+
+
+def check_slots(count: int) -> None:
+    """Raise a ValueError for a number of slots that cannot hold an object and the background."""
+    if count < 2:
+        raise ValueError(f"slots: expected 2 or more, an object and the background, got {count}")
 
 
 @dataclass(frozen=True)
@@ -56,22 +62,32 @@ class Scene:
         edge = edge + mask[..., 1:-1, 0].sum(-1) + mask[..., 1:-1, -1].sum(-1)
         return edge.argmax(1)
 
+    @property
+    def owner(self) -> Tensor:
+        """(B, K, H, W) bool: whose each pixel is more than any other's."""
+        mask = self.mask[:, :, 0]
+        return _rows(mask) == mask.argmax(1, keepdim=True)
+
+    @property
+    def objects(self) -> Tensor:
+        """(B, K) bool: who has a 1,024th of the canvas or more, and is not the background."""
+        height, width = self.mean.shape[-2:]
+        large = self.owner.sum((2, 3)) * LEAST >= height * width
+        return large & (_rows(large) != self.background[:, None])
+
 
 def slots_of(scene: Scene) -> Slots:
     """Return slots without identity: of the pixels that are a slot's more than any other's.
 
     Centre and size are their moments (an evenly filled box has its own width and height), presence
-    is what share of those pixels is the slot's. Slots that have less than a 1,024th of the canvas,
-    and the background, are no objects. Rows are in the scene's order.
+    is what share of those pixels is the slot's, `depth` is 0. Slots that have less than a 1,024th
+    of the canvas, and the background, are no objects. Rows are in the scene's order.
     """
-    mask = scene.mask[:, :, 0]  # (B, K, H, W)
-    count, (height, width) = mask.shape[1], mask.shape[2:]
-    won = F.one_hot(mask.argmax(1), count).permute(0, 3, 1, 2).to(mask.dtype)
-    pixels = won.sum((2, 3))
-    most = pixels.clamp(min=1)
+    mask, won = scene.mask[:, :, 0], scene.owner.to(scene.mean.dtype)
+    height, width = mask.shape[2:]
+    most = won.sum((2, 3)).clamp(min=1)
     share = (won * mask).sum((2, 3)) / most
-    here = pixels * LEAST >= height * width
-    here &= F.one_hot(scene.background, count) == 0
+    here = scene.objects
 
     centre, extent = [], []
     for dim, side in ((3, width), (2, height)):
@@ -94,6 +110,14 @@ def slots_of(scene: Scene) -> Slots:
     )
 
 
+def masks_of(scene: Scene, size: tuple[int, int]) -> Tensor:
+    """Return (B, K + 1, h, w) masks of the objects, the last of all the rest; in scene's order."""
+    masks = scene.mask[:, :, 0] * scene.objects[..., None, None]
+    if masks.shape[2:] != size:
+        masks = F.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return torch.cat([masks, 1 - masks.sum(1, keepdim=True)], dim=1)
+
+
 class MixtureDetector(nn.Module):
     """A scene mixture as a `Detector`; what it is made of says `explain`.
 
@@ -108,7 +132,7 @@ class MixtureDetector(nn.Module):
     what_size: int
 
     def explain(self, image: Tensor) -> Scene:
-        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
+        """(B, 3, H, W) in [0, 1] -> what is likeliest, in training mode too."""
         raise NotImplementedError
 
     def paint(self, code: Tensor) -> Tensor:
@@ -116,26 +140,25 @@ class MixtureDetector(nn.Module):
         raise NotImplementedError
 
     def detect(self, frames: Tensor) -> Slots:
-        """Return slots without identity of (B, h, w, 3) uint8 frames."""
-        return slots_of(self.explain(to_image(frames, *self.frame_size)))
+        """Return slots without identity of (B, h, w, 3) uint8 frames, by falling presence."""
+        slots = slots_of(self.explain(to_image(frames, *self.frame_size)))
+        order = _order(slots)
+        return slots.map(lambda field: take(field, order))
 
     def segment(self, frames: Tensor) -> Tensor:
         """Return (B, K+1, h, w) masks in the order of `detect`, the background last."""
         scene = self.explain(to_image(frames, *self.frame_size))
-        mask = scene.mask[:, :, 0]
-        behind = F.one_hot(scene.background, mask.shape[1])[..., None, None].to(mask.dtype)
-        last = (mask * behind).sum(1, keepdim=True)
-        masks = torch.cat([mask * (1 - behind), last], dim=1)
-        if masks.shape[2:] == frames.shape[1:3]:
-            return masks
-        return F.interpolate(masks, frames.shape[1:3], mode="bilinear", align_corners=False)
+        masks, order = masks_of(scene, (frames.shape[1], frames.shape[2])), _order(slots_of(scene))
+        batch = torch.arange(len(order), device=order.device)[:, None]
+        return torch.cat([masks[batch, order], masks[:, -1:]], dim=1)
 
     def decompose(self, frames: Tensor) -> Decomposition:
         """Take frames apart for a picture."""
         image = to_image(frames, *self.frame_size)
         scene = self.explain(image)
         mask, mean = scene.mask, scene.mean.clamp(0, 1)
-        behind = F.one_hot(scene.background, mask.shape[1])[..., None, None, None].to(mask.dtype)
+        behind = _rows(mask[..., 0, 0, 0]) == scene.background[:, None]
+        behind = behind[..., None, None, None].to(mask.dtype)
         return Decomposition(
             image,
             scene.image.clamp(0, 1),
@@ -143,3 +166,14 @@ class MixtureDetector(nn.Module):
             (mask * mean * behind).sum(1),
             (mask * (1 - behind)).sum(1),
         )
+
+
+def _rows(like: Tensor) -> Tensor:
+    """(K, 1, …) numbers of the slots, to be compared with (B, K, …)."""
+    count = like.shape[1]
+    return torch.arange(count, device=like.device).view(count, *[1] * (like.ndim - 2))
+
+
+def _order(slots: Slots) -> Tensor:
+    """(B, K) rows by falling presence."""
+    return torch.argsort(slots.presence[..., 0], dim=1, descending=True, stable=True)

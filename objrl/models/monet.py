@@ -8,13 +8,13 @@ Letters: B batch, K slots, D size of a slot's code, H W canvas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objrl.models.mixture import MixtureDetector, Scene
+from objrl.models.mixture import MixtureDetector, Scene, check_slots
 from objrl.nn.broadcast import BroadcastConv
 from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.nn.mixture import mask_kl, mixture_log_prob
@@ -42,6 +42,13 @@ class MonetConfig:
     """Channels of the decoder's four convolutions."""
     hidden: int = 256
     """Units between the encoder's convolutions and the code."""
+
+    def __post_init__(self) -> None:
+        check_slots(self.slots)
+
+    def with_slots(self, count: int) -> MonetConfig:
+        """Return the same with another K, which training does not fix."""
+        return replace(self, slots=count)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,11 @@ class ComponentVae(nn.Module):
         mean, painted = self.paint(code.sample() if sample else code.mode())
         return Scene(mean, log_mask, code), painted
 
+    def painted(self, z: Tensor) -> Tensor:
+        """(B, K, D) -> (B, 3, H, W), by the masks that are painted too."""
+        mean, log_mask = self.paint(z)
+        return (log_mask.exp() * mean).sum(1)
+
     def paint(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) -> (B, K, 3, H, W) colours, (B, K, 1, H, W) logarithms of masks."""
         drawn = self.decoder(z.flatten(0, 1)).float().unflatten(0, z.shape[:2])
@@ -108,10 +120,17 @@ class Monet(MixtureDetector):
         self.attention = UNet(4, 1, config.frame_size, config.attention)
         self.component = ComponentVae(config)
 
-    def forward(self, image: Tensor) -> MonetOutput:
-        """Explain (B, 3, H, W) images; samples in training mode, posterior means otherwise."""
+    def forward(self, image: Tensor, sample: bool | None = None) -> MonetOutput:
+        """Explain (B, 3, H, W) images.
+
+        Args:
+            image: in [0, 1].
+            sample: draw the codes, or take their means; None: as the module is in training.
+        """
         log_mask = self.attend(image)
-        return MonetOutput(*self.component(image, log_mask, self.training))
+        return MonetOutput(
+            *self.component(image, log_mask, self.training if sample is None else sample)
+        )
 
     def attend(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K, 1, H, W) logarithms of masks (eq. 2).
@@ -128,14 +147,13 @@ class Monet(MixtureDetector):
         return torch.stack([*log_masks, log_scope], dim=1)
 
     def explain(self, image: Tensor) -> Scene:
-        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
-        scene: Scene = self(image).scene
+        """(B, 3, H, W) in [0, 1] -> what is likeliest, in training mode too."""
+        scene: Scene = self(image, sample=False).scene
         return scene
 
     def paint(self, code: Tensor) -> Tensor:
         """(B, K, D) codes -> (B, 3, H, W), by the masks that the VAE paints."""
-        mean, log_mask = self.component.paint(code)
-        return (log_mask.exp() * mean).sum(1)
+        return self.component.painted(code)
 
 
 def monet_terms(
@@ -154,7 +172,7 @@ def monet_terms(
     std = image.new_full((scene.mean.shape[1], 1, 1, 1), sigma_fg)
     std[behind] = sigma_bg
     return {
-        "nll": -mixture_log_prob(image, scene.mean, scene.log_mask, std),
+        "nll": -mixture_log_prob(image, scene.mean, scene.log_mask, std).flatten(1).sum(1),
         "kl_what": gaussian_kl(scene.code, 0.0, 1.0).sum((1, 2)),
         "kl_mask": mask_kl(scene.log_mask, output.log_painted),
     }

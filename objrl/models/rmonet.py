@@ -15,7 +15,7 @@ Letters: B batch, K slots, R = K - 1 regions, H W canvas, h w a map.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from objrl.models.mixture import MixtureDetector, Scene
 from objrl.models.monet import ComponentVae, MonetConfig, MonetOutput
 from objrl.nn.mixture import stick_breaking
 from objrl.nn.proposals import ProposalHead, Proposed, best_proposals
-from objrl.nn.resnet import Pyramid, ResNet18
+from objrl.nn.resnet import Pyramid, ResNet18, channels_of
 
 _NOTHING = -20.0
 """Logit of what a region does not have."""
@@ -59,6 +59,18 @@ class RmonetConfig:
     sure: float = 0.5
     """Score below which nothing is proposed; while training, all regions are used."""
 
+    def __post_init__(self) -> None:
+        if len(self.anchors) != 5:
+            raise ValueError(
+                f"anchors: expected 5 sizes, one for each map of the pyramid, got {self.anchors}"
+            )
+        if self.head not in _HEADS:
+            raise ValueError(f"head: expected one of {', '.join(_HEADS)}, got {self.head!r}")
+
+    def with_slots(self, count: int) -> RmonetConfig:
+        """Return the same with another K, which training does not fix."""
+        return replace(self, vae=self.vae.with_slots(count))
+
 
 @dataclass(frozen=True)
 class RmonetOutput:
@@ -88,26 +100,39 @@ class Rmonet(MixtureDetector):
         self.backbone = ResNet18(3, config.width)
         self.pyramid = Pyramid(self.backbone.channels[1:], config.depth)
         self.proposals = ProposalHead(config.depth, config.anchors, config.ratios)
-        heads = {"unet": _UnetHead, "lite": _LiteHead, "align": _AlignHead}
-        self.head = heads[config.head](config)
+        self.head = _HEADS[config.head](config)
         self.component = ComponentVae(config.vae)
 
-    def forward(self, image: Tensor) -> RmonetOutput:
-        """Explain (B, 3, H, W) images; samples in training mode, posterior means otherwise."""
-        log_mask, proposed, box, score = self.attend(image)
-        monet = MonetOutput(*self.component(image, log_mask, self.training))
+    def forward(self, image: Tensor, learn: bool | None = None) -> RmonetOutput:
+        """Explain (B, 3, H, W) images.
+
+        Args:
+            image: in [0, 1].
+            learn: draw the codes and use all regions, or take means and the sure ones; None: as
+                the module is in training.
+        """
+        learn = self.training if learn is None else learn
+        log_mask, proposed, box, score = self.attend(image, 0.0 if learn else self.config.sure)
+        monet = MonetOutput(*self.component(image, log_mask, learn))
         return RmonetOutput(monet, proposed, box, score)
 
-    def attend(self, image: Tensor) -> tuple[Tensor, Proposed, Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, K, 1, H, W) logarithms of masks, proposals, regions, their scores."""
+    def attend(self, image: Tensor, sure: float) -> tuple[Tensor, Proposed, Tensor, Tensor]:
+        """Cut (B, 3, H, W) images into masks (eq. 1).
+
+        Args:
+            image: in [0, 1].
+            sure: score below which there is no region.
+
+        Returns:
+            (B, K, 1, H, W) logarithms of masks, what is proposed, regions, their scores.
+        """
         maps = self.backbone(image)
         pyramid = self.pyramid(maps[1:])
         proposed = self.proposals(pyramid, self.frame_size)
         box, score = best_proposals(
             *(proposed, self.frame_size, self.max_slots - 1), threshold=self.config.suppress
         )
-        if not self.training:
-            score = torch.where(score >= self.config.sure, score, 0.0)
+        score = torch.where(score >= sure, score, 0.0)
         logit = self.head(image, maps, pyramid, box).float()
         region = region_mask(box, self.frame_size, self.frame_size, self.config.expand)
         mine = (region != 0) & (score > 0)[:, :, None, None, None]
@@ -116,14 +141,13 @@ class Rmonet(MixtureDetector):
         return stick_breaking(torch.cat([logit, rest], 1)), proposed, box, score
 
     def explain(self, image: Tensor) -> Scene:
-        """(B, 3, H, W) in [0, 1] -> what is likeliest."""
-        out: RmonetOutput = self(image)
+        """(B, 3, H, W) in [0, 1] -> what is likeliest, in training mode too."""
+        out: RmonetOutput = self(image, learn=False)
         return out.monet.scene
 
     def paint(self, code: Tensor) -> Tensor:
         """(B, K, D) codes -> (B, 3, H, W), by the masks that the VAE paints."""
-        mean, log_mask = self.component.paint(code)
-        return (log_mask.exp() * mean).sum(1)
+        return self.component.painted(code)
 
 
 def region_mask(
@@ -145,7 +169,7 @@ def region_mask(
     x = (torch.arange(width, device=box.device) + 0.5) * canvas[1] / width
     more = (box[..., 2:] - box[..., :2]) * expand
     # A box thinner than a map's cell must not fall between the middles of two.
-    least = torch.tensor([canvas[1] / width, canvas[0] / height], device=box.device) / 2
+    least = torch.stack([x[0], y[0]])  # half a cell: the first one's middle
     inner = _within(box, x, y, least)
     outer = _within(torch.cat([box[..., :2] - more, box[..., 2:] + more], -1), x, y, least)
     return (2 * inner - outer)[:, :, None]
@@ -201,16 +225,16 @@ class _UnetHead(_Head):
 
     def __init__(self, config: RmonetConfig) -> None:
         super().__init__(config)
-        _, *channels = first = ResNet18(3, config.width).channels
+        first = channels_of(config.width)
         height, width = self.canvas
         for _ in range(5):
             height, width = -(-height // 2), -(-width // 2)
-        flat, self.bottom = channels[-1] * height * width, (channels[-1], height, width)
+        flat, self.bottom = first[-1] * height * width, (first[-1], height, width)
         self.middle = nn.Sequential(
             *(nn.Flatten(), nn.Linear(flat, 128), nn.ReLU()),
             *(nn.Linear(128, flat), nn.ReLU()),
         )
-        layers, before = [], channels[-1]
+        layers, before = [], first[-1]
         for beside in (*reversed(first[:-1]), 3):
             outputs = max(16, beside)
             layers.append(_block(before + beside, outputs))
@@ -246,9 +270,10 @@ class _AlignHead(_Head):
     ) -> Tensor:
         """Return (B, R, 1, H, W) logits, far below 0 beyond the boxes."""
         height, width = self.canvas
-        size = torch.tensor([width, height], device=box.device, dtype=box.dtype)
-        centre = (box[..., :2] + box[..., 2:]) / size - 1  # of the canvas, in [-1, 1]
-        half = ((box[..., 2:] - box[..., :2]) / size).clamp(min=1e-3)
+        left, top, right, bottom = box.unbind(-1)
+        # Of the canvas, in [-1, 1].
+        centre = torch.stack([(left + right) / width, (top + bottom) / height], -1) - 1
+        half = torch.stack([(right - left) / width, (bottom - top) / height], -1).clamp(min=1e-3)
         there = _grid(half, centre, (_ALIGNED, _ALIGNED))
         crops = F.grid_sample(
             pyramid[1].repeat_interleave(box.shape[1], 0),
@@ -261,6 +286,9 @@ class _AlignHead(_Head):
         drawn = F.grid_sample(self.layers(crops), back, padding_mode="border", align_corners=False)
         logit = torch.where(inside, drawn, _NOTHING)
         return logit.view(*box.shape[:2], *logit.shape[1:])
+
+
+_HEADS = {"unet": _UnetHead, "lite": _LiteHead, "align": _AlignHead}
 
 
 def _grid(scale: Tensor, shift: Tensor, size: tuple[int, int]) -> Tensor:

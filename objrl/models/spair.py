@@ -52,11 +52,12 @@ class Spair(Space):
         )
         self.edge = nn.Parameter(torch.zeros(self.latent))
 
-    def latents(self, shown: Tensor, temperature: float) -> Latents:
+    def latents(self, shown: Tensor, temperature: float, sample: bool | None = None) -> Latents:
         """Infer the objects of (B, 3, H, W), cell by cell, row by row."""
+        sample = self.training if sample is None else sample
         net, (rows, columns) = self.foreground, self.config.grid
         features = net.features(shown)  # (B, C, rows, columns)
-        draw = Gaussian.sample if self.training else Gaussian.mode
+        draw = Gaussian.sample if sample else Gaussian.mode
         made: list[Tensor] = []
         cells: list[Latents] = []
         for number in range(rows * columns):
@@ -66,7 +67,7 @@ class Spair(Space):
             seen = own + self.lateral(torch.cat([own, *beside], dim=1))
             cell = net.read(seen[:, :, None, None])
             z_pres = torch.sigmoid(cell.logit)
-            if self.training:
+            if sample:
                 z_pres = relaxed_bernoulli(cell.logit, temperature)
             scale, shift, z_depth = (draw(q) for q in (cell.scale, cell.shift, cell.depth))
             where = net.where(scale, shift, net.cell_index[number])
@@ -86,7 +87,7 @@ class Spair(Space):
 
     def perceive(self, frames: Tensor, least: float = 0.0) -> Percept:
         """See (B, H, W, 3) uint8 frames as an agent needs it; all cells are looked into."""
-        seen = self.latents(to_image(frames, *self.config.frame_size), 0.5)
+        seen = self.latents(to_image(frames, *self.config.frame_size), 0.5, sample=False)
         index = self._choose(seen.z_pres, self.max_slots)
         z_what = take(seen.z_what, index)
         return Percept(

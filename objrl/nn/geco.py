@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -59,6 +60,10 @@ class Geco(nn.Module):
 
     @torch.no_grad()
     def _adapt(self, error: Tensor) -> None:
+        if dist.is_available() and dist.is_initialized():
+            error = error.clone()  # all devices adapt alike
+            dist.all_reduce(error)
+            error /= dist.get_world_size()
         kept = self.keep * self.smooth + (1 - self.keep) * error
         self.smooth.copy_(torch.where(self.smooth.isnan(), error, kept))
         room = self.goal - self.smooth

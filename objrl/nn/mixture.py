@@ -29,7 +29,7 @@ def stick_breaking(logit: Tensor, dim: int = 1) -> Tensor:
 
 
 def mixture_log_prob(image: Tensor, mean: Tensor, log_mask: Tensor, std: float | Tensor) -> Tensor:
-    """Return log sum_k m_k N(x; mu_k, sigma_k²), a pixel's channels together, summed over pixels.
+    """Return log sum_k m_k N(x; mu_k, sigma_k²), a pixel's channels together: (B, 1, H, W).
 
     IODINE eq. 2, MONet eq. 3, R-MONet eq. 2: each pixel is one component's.
 
@@ -38,16 +38,13 @@ def mixture_log_prob(image: Tensor, mean: Tensor, log_mask: Tensor, std: float |
         mean: (B, K, C, H, W).
         log_mask: (B, K, 1, H, W), logarithms of masks that sum to one over K.
         std: of all, or (K, 1, 1, 1), one for each.
-
-    Returns:
-        (B,).
     """
     each = gaussian_log_prob(image[:, None], mean, std).sum(2, keepdim=True)
-    return torch.logsumexp(each + log_mask, dim=1).flatten(1).sum(1)
+    return torch.logsumexp(each + log_mask, dim=1)
 
 
 def blend_log_prob(image: Tensor, mean: Tensor, log_mask: Tensor, std: float) -> Tensor:
-    """Return log N(x; sum_k m_k mu_k, sigma²), summed over pixels: a pixel is all components'.
+    """Return log N(x; sum_k m_k mu_k, sigma²): (B, 1, H, W); a pixel is all components'.
 
     The "deterministic" mixture: where components paint alike it does not ask them to share out
     pixels, and where they do not it has no trough between one's colour and the other's.
@@ -57,12 +54,9 @@ def blend_log_prob(image: Tensor, mean: Tensor, log_mask: Tensor, std: float) ->
         mean: (B, K, C, H, W).
         log_mask: (B, K, 1, H, W).
         std: of all.
-
-    Returns:
-        (B,).
     """
     blend = (log_mask.exp() * mean).sum(1)
-    return gaussian_log_prob(image, blend, std).flatten(1).sum(1)
+    return gaussian_log_prob(image, blend, std).sum(1, keepdim=True)
 
 
 def mask_kl(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -75,10 +75,12 @@ def lay_anchors(
     height, width = here.shape[-2:]
     y = (torch.arange(height, device=here.device) + 0.5) * canvas[0] / height
     x = (torch.arange(width, device=here.device) + 0.5) * canvas[1] / width
-    centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[:, :, None]  # (h, w, 1, 2)
-    root = torch.tensor([math.sqrt(ratio) for ratio in ratios], device=here.device)
-    half = torch.stack([size / root, size * root], -1) / 2
-    return torch.cat([centre - half, centre + half], -1).flatten(0, 2)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    boxes = []
+    for root in map(math.sqrt, ratios):
+        half_x, half_y = size / root / 2, size * root / 2
+        boxes.append(torch.stack([x - half_x, y - half_y, x + half_x, y + half_y], -1))
+    return torch.stack(boxes, 2).flatten(0, 2)
 
 
 def moved(anchor: Tensor, move: Tensor) -> Tensor:
@@ -154,8 +156,9 @@ def best_proposals(
 
 def clip(box: Tensor, canvas: tuple[int, int]) -> Tensor:
     """Return the parts of (…, 4) boxes that lie on a canvas (H, W)."""
-    most = torch.tensor([canvas[1], canvas[0]] * 2, device=box.device, dtype=box.dtype)
-    return torch.minimum(box.clamp(min=0), most)
+    height, width = canvas
+    x, y = box[..., ::2].clamp(0, width), box[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], -1).flatten(-2)
 
 
 def proposal_terms(

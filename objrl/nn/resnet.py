@@ -27,7 +27,7 @@ class ResNet18(nn.Module):
             width: channels of conv1 and conv2; 64 in the paper. A multiple of 8.
         """
         super().__init__()
-        self.channels = (width, width, 2 * width, 4 * width, 8 * width)
+        self.channels = channels_of(width)
         self.stem = nn.Sequential(nn.Conv2d(inputs, width, 7, 2, 3, bias=False), *_norm(width))
         stages: list[nn.Module] = [nn.MaxPool2d(3, 2, 1)]
         before = width
@@ -45,6 +45,17 @@ class ResNet18(nn.Module):
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps
+
+
+def channels_of(width: int) -> tuple[int, ...]:
+    """Return the channels of the five maps.
+
+    Raises:
+        ValueError: a width that the norms' groups do not divide.
+    """
+    if width < _GROUPS or width % _GROUPS:
+        raise ValueError(f"width: expected a multiple of {_GROUPS}, got {width}")
+    return width, width, 2 * width, 4 * width, 8 * width
 
 
 class Pyramid(nn.Module):

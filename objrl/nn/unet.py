@@ -30,7 +30,7 @@ class UNet(nn.Module):
         Args:
             inputs: channels in.
             outputs: channels out.
-            size: (H, W); at least 2 ** (blocks - 1).
+            size: (H, W); at least 2 ** (blocks - 1), and twice that on one side.
             channels: of the blocks, from the whole map on.
             hidden: of the linear layers.
 
@@ -40,10 +40,10 @@ class UNet(nn.Module):
         super().__init__()
         halvings = len(channels) - 1
         height, width = (side >> halvings for side in size)
-        if min(height, width) < 1:
+        if height * width < 2:  # instance norm knows no single pixel
             raise ValueError(
-                f"size: expected at least {2**halvings} x {2**halvings} for {len(channels)} "
-                f"blocks, got {size[0]} x {size[1]}; take fewer channels"
+                f"size: expected at least {2**halvings} x {2 ** (halvings + 1)} for "
+                f"{len(channels)} blocks, got {size[0]} x {size[1]}; take fewer channels"
             )
         before = (inputs, *channels)
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, channels, strict=False))

@@ -119,7 +119,10 @@ def read_model(path: str | Path, *, max_slots: int | None = None) -> nn.Module:
     if max_slots is not None:
         if max_slots < 1:
             raise ValueError(f"max_slots: expected at least 1, got {max_slots}")
-        config = dataclasses.replace(config, max_slots=max_slots)
+        if hasattr(config, "with_slots"):
+            config = config.with_slots(max_slots)
+        else:
+            config = dataclasses.replace(config, max_slots=max_slots)
     model = model_class(config)
     _check_keys(model.state_dict(), tensors, f"{path} is no {model_class.__name__} of its config")
     _check_finite(tensors, str(path))

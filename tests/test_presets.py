@@ -9,6 +9,7 @@ import pytest
 from objrl.models.space import Space
 from objrl.models.spair import Spair
 from objrl.pretrain.presets import PRESETS, SPACE, SpaceRecipe, preset
+from objrl.pretrain.run import make_task
 
 
 @pytest.mark.parametrize("name", ["space", "space-fst", ""])
@@ -89,3 +90,14 @@ def test_lengths_of_time_are_shares_of_the_run_in_our_own() -> None:
 
 def test_a_recipe_of_ones_own_needs_no_name() -> None:
     assert SpaceRecipe(sigma_bg=0.3).priors(0).sigma_bg == 0.3
+
+
+SOME = [name for name in PRESETS if "paper" not in name or "grid4" in name]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_every_weight_has_an_optimizer(name: str) -> None:
+    task = make_task(PRESETS[name], None)
+    held = [p for o in task.optimizers() for group in o.param_groups for p in group["params"]]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in task.model.parameters()}

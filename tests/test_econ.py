@@ -163,11 +163,11 @@ def test_it_learns() -> None:
     model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(60):
+    for _ in range(30):
         terms = econ_terms(model(image(), temperature=30.0), 0.3)
         loss = (terms["nll"] + 0.5 * terms["kl_what"] + terms["kl_mask"]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
-    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 300
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 200

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import frames, from_nothing
+from benchmarks import frames, from_nothing, mixtures
 from benchmarks.frames import FramesConfig, Kind
 from benchmarks.from_nothing import FromNothingConfig
+from benchmarks.mixtures import MixturesConfig
 from objrl.models.median import Median
 from objrl.pretrain.fleet import FleetConfig
 from objrl.pretrain.run import REPORT, WEIGHTS
 from objrl.pretrain.truth import read_truth
 from objrl.weights import save_weights
+from tests import test_econ, test_monet
 from tests.squares import make_frames, write_store
 from tests.test_ship import SAMPLE
 
@@ -81,3 +83,39 @@ def test_every_kind_of_frames_has_its_scores(tmp_path: Path) -> None:
     classes = {name for names in read_truth(SAMPLE).truth.labels for name in names}
     assert [row[0] for row in rows] == ["F1", *sorted(classes)]
     assert np.all([cell.endswith(rows[1][1].split()[-1]) for cell in rows[1][1:]])
+
+
+def test_scene_mixtures_stand_beside_what_needs_no_learning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnt = {"steps": 3, "cpu_seconds": 4.5}
+    for run, name, model, game in (
+        ("monet-tetris", "monet", test_monet.build(), "tetris"),
+        ("econ-sprites", "econ", test_econ.build(), "econ_unique"),
+        ("other", "monet", test_monet.build(), "ALE/Pong-v5"),
+    ):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        save_weights(
+            *(tmp_path / "runs" / run / WEIGHTS, model),
+            model_name=name,
+            data={"env_id": game},
+            training=learnt,
+            metrics={},
+        )
+    config = MixturesConfig(
+        tmp_path / "runs", tmp_path / "scenes", tmp_path / "page.md", labelled=6, seed=5
+    )
+    mixtures.main(config)
+    page = config.out.read_text()
+    assert "left out" in capsys.readouterr().out
+    assert "6 scenes a set, seed 5" in page
+    rows = [row for row in rows_of(page) if row[0] in ("tetris", "econ_unique")]
+    named = [row[1] for row in rows]
+    for name in ("monet-tetris", "econ-sprites"):
+        assert named.count(name) == 2, "once in the papers' colours, once in one"
+    assert named.count("colour and pieces, no learning") == 4
+    own = next(row for row in rows if row[1] == "monet-tetris")
+    assert own[7:9] == ["3", "4"]
+    again = MixturesConfig(config.runs, config.scenes, config.out, labelled=6, seed=6)
+    with pytest.raises(ValueError, match="expected no file, or the labelled frames"):
+        mixtures.main(again)

@@ -230,15 +230,15 @@ MIXTURES: dict[str, Mixture] = {
     ),
     "econ-sprites": replace(
         _ECON,
-        model=replace(_ECON.model, z_what=4, attention=(16, 32, 32, 32), blocks=3, features=16),
+        model=replace(_ECON.model, z_what=3, attention=(16, 32, 32, 32), blocks=3, features=16),
         steps=3000,
         unit="run",
         batch=16,
         lr=1e-3,
-        decay=Linear(1.0, 0.1, 0.6, 1.0),
+        decay=Linear(1.0, 0.1, 0.7, 1.0),
         beta=0.25,
         # Shapes that weigh much before colours are learnt let all take a bit of everything.
-        gamma=Linear(0.5, 2.0, 0.3, 0.8),
-        temperature=Linear(200.0, 20.0, 0.0, 0.4),
+        gamma=Linear(0.5, 2.0, 0.2, 0.6),
+        temperature=Linear(300.0, 5.0, 0.0, 0.4),
     ),
 }

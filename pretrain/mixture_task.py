@@ -184,14 +184,3 @@ class EconTask(MixtureTask):
         out = model(image, recipe.temperature(at))
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
         return model.scene(out), econ_terms(out, recipe.model.sigma), weights
-
-
-def mixture_task(recipe: Mixture) -> MixtureTask:
-    """Return the task of a recipe."""
-    if isinstance(recipe, MonetRecipe):
-        return MonetTask(recipe)
-    if isinstance(recipe, IodineRecipe):
-        return IodineTask(recipe)
-    if isinstance(recipe, RmonetRecipe):
-        return RmonetTask(recipe)
-    return EconTask(recipe)

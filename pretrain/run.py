@@ -28,17 +28,14 @@ from objrl.checkpoint import Checkpoint, restore, save_checkpoint
 from objrl.draw import write_png
 from objrl.models.regions import Image
 from objrl.pretrain.batches import Batches
-from objrl.pretrain.configure import Findings, configure, fit_canvas, join, look
+from objrl.pretrain.configure import configure, fit_canvas, join, look
 from objrl.pretrain.health import LOOKS, SYMPTOMS, Course, Trouble, look_at, mended
 from objrl.pretrain.joint import by_game
-from objrl.pretrain.mixture_task import mixture_task
-from objrl.pretrain.presets import Configurable, Recipe, SpaceRecipe
+from objrl.pretrain.presets import Configurable, Recipe
 from objrl.pretrain.reading import Frames, sample
 from objrl.pretrain.report import final_metrics, picture
 from objrl.pretrain.scalor_presets import ScalorRecipe
-from objrl.pretrain.scalor_task import ScalorTask
-from objrl.pretrain.space_task import SpaceTask
-from objrl.pretrain.task import Task
+from objrl.pretrain.tasks import make_task
 from objrl.stopping import asked_to_stop
 from objrl.weights.registry import save_weights
 
@@ -383,15 +380,6 @@ class Run:
             far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
             about = {**self._about, **far, "course": dataclasses.asdict(self.course)}
             save_checkpoint(self._out / CHECKPOINT, self._whole, self._optimizers, about)
-
-
-def make_task(recipe: Recipe, found: Findings | None) -> Task:
-    """Return the task of a recipe."""
-    if isinstance(recipe, SpaceRecipe):
-        return SpaceTask(recipe, found)
-    if isinstance(recipe, ScalorRecipe):
-        return ScalorTask(recipe, found)
-    return mixture_task(recipe)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

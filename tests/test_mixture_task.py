@@ -14,9 +14,10 @@ from objrl.checkpoint import load_checkpoint, restore, save_checkpoint
 from objrl.perceiver import Perceiver
 from objrl.pretrain import train as train_module
 from objrl.pretrain.mixture_presets import MIXTURES, IodineRecipe, MonetRecipe, RmonetRecipe
-from objrl.pretrain.mixture_task import IodineTask, MixtureTask, mixture_task
+from objrl.pretrain.mixture_task import IodineTask, MixtureTask
 from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.store import FrameStore
+from objrl.pretrain.tasks import make_task
 from objrl.pretrain.train import TrainConfig, train
 from objrl.weights import read_header
 from tests.squares import make_frames, same, tensors, write_store
@@ -29,6 +30,12 @@ OURS = [name for name in MIXTURES if "paper" not in name and name != "iodine-seq
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scenes") / "tetris.h5"
     return generate_stills(ScenesConfig("tetris", out=path, frames=60, labelled=0))
+
+
+def made(recipe: Any) -> MixtureTask:
+    task = make_task(recipe, None)
+    assert isinstance(task, MixtureTask)
+    return task
 
 
 def config(data: Path, out: Path, preset: str, **changes: Any) -> TrainConfig:
@@ -76,7 +83,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 @pytest.mark.parametrize("name", [name for name in MIXTURES if "paper" in name])
 def test_the_papers_networks_fit_together(name: str) -> None:
     recipe = MIXTURES[name]
-    task = mixture_task(recipe)
+    task = made(recipe)
     height, width = task.model.frame_size
     frames = torch.zeros(1, height, width, 3, dtype=torch.uint8)
     total, terms = task(task.prepare(frames.numpy()), 0.0)
@@ -120,14 +127,14 @@ def test_iodine_learns_from_sequences_and_follows(tmp_path: Path) -> None:
 def test_the_weight_of_geco_is_kept_in_checkpoints(data: Path, tmp_path: Path) -> None:
     recipe = MIXTURES["iodine-tetris"]
     assert isinstance(recipe, IodineRecipe)
-    task = mixture_task(replace(recipe, goal=-1.0, step=1e-3))
+    task = made(replace(recipe, goal=-1.0, step=1e-3))
     with FrameStore(data) as store:
         batch = task.prepare(store.frames([0, 1]))
     total, terms = task(batch, 0.0)
     torch.testing.assert_close(total, terms["nll"] + terms["kl_what"])  # it begins with 1
     assert terms["weight"] < 1, "the image is far from explained"
     save_checkpoint(tmp_path / "c.safetensors", task, task.optimizers(), {})
-    other = mixture_task(task.recipe)
+    other = made(task.recipe)
     restore(load_checkpoint(tmp_path / "c.safetensors"), other, other.optimizers())
     assert isinstance(task, IodineTask)
     assert isinstance(other, IodineTask)
@@ -139,7 +146,7 @@ def test_the_weight_of_geco_is_kept_in_checkpoints(data: Path, tmp_path: Path) -
 def test_weights_weigh_the_terms(data: Path) -> None:
     recipe = MIXTURES["monet-tetris"]
     assert isinstance(recipe, MonetRecipe)
-    task = mixture_task(recipe).eval()
+    task = made(recipe).eval()
     with FrameStore(data) as store:
         batch = task.prepare(store.frames([0, 1]))
     total, terms = task(batch, 0.0)

@@ -9,7 +9,7 @@ import pytest
 from objrl.models.space import Space
 from objrl.models.spair import Spair
 from objrl.pretrain.presets import PRESETS, SPACE, SpaceRecipe, preset
-from objrl.pretrain.run import make_task
+from objrl.pretrain.tasks import make_task
 
 
 @pytest.mark.parametrize("name", ["space", "space-fst", ""])

@@ -18,7 +18,7 @@ from objrl.models.scalor import Scalor
 from objrl.models.scalor_latents import ScalorFrame
 from objrl.models.scalor_state import ScalorState
 from objrl.models.space_background import Static
-from objrl.pretrain import run
+from objrl.pretrain import run, tasks
 from objrl.pretrain.configure import configure, look
 from objrl.pretrain.report import final_metrics
 from objrl.pretrain.scalor_presets import SCALOR
@@ -311,7 +311,7 @@ class TestRun:
 
         part = tmp_path / "part"
         with monkeypatch.context() as patch:
-            patch.setattr(run, "ScalorTask", Stopped)
+            patch.setattr(tasks, "ScalorTask", Stopped)
             with pytest.raises(KeyboardInterrupt):
                 train(config(store, part, **plain, log_every=1))
         assert load_checkpoint(part / run.CHECKPOINT).about["step"] == 2

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from objrl.checkpoint import load_checkpoint
-from objrl.pretrain import health, run
+from objrl.pretrain import health, tasks
 from objrl.pretrain.space_task import Batch, SpaceTask
 from objrl.pretrain.train import train
 from objrl.stopping import asked_to_stop
@@ -115,7 +115,7 @@ class TestTrouble:
                 return super().forward(batch, at)
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "SpaceTask", Filling)
+            patch.setattr(tasks, "SpaceTask", Filling)
             try:
                 with pytest.raises(OSError, match="could not write a checkpoint"):
                     train(config(data, out, steps=5, checkpoint_every=0, picture_every=100))
@@ -137,7 +137,7 @@ class TestTrouble:
                 Diverging.calls += 1
                 return total * (float("nan") if Diverging.calls == 5 else 1), terms
 
-        monkeypatch.setattr(run, "SpaceTask", Diverging)
+        monkeypatch.setattr(tasks, "SpaceTask", Diverging)
         with pytest.raises(FloatingPointError, match=r"not finite at step 4: .*checkpoint stays"):
             train(config(data, tmp_path / "run", steps=9, checkpoint_every=0))
         checkpoint = load_checkpoint(tmp_path / "run/checkpoint.safetensors")
@@ -161,7 +161,7 @@ class TestTrouble:
                     self.model.foreground.heads.weight[0] = 0
                     self.model.foreground.heads.bias[0] = bias  # tanh saturates: no way back
 
-        monkeypatch.setattr(run, "SpaceTask", Collapsed)
+        monkeypatch.setattr(tasks, "SpaceTask", Collapsed)
         monkeypatch.setattr(health, "_APART", 2)
         with pytest.warns(UserWarning, match=f"{said}.*; beginning again: presence") as caught:
             train(config(data, tmp_path / "run", steps=12, checkpoint_every=0, log_every=1))

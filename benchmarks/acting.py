@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.rounds import Contestant, Work
 from benchmarks.scene import GAME, Scene
-from objrl.agents.agent import AgentConfig
+from objrl.agents.agent import EXTRACTORS, AgentConfig
 from objrl.agents.envs import make_envs
 
 Sight = Literal["slots", "pixels"]
@@ -56,6 +56,11 @@ def n_steps(sight: Sight) -> int:
     """Return how many steps a rollout has in each game."""
     steps: int = _config(sight).recipe.arguments["n_steps"]
     return steps
+
+
+def extractor() -> str:
+    """Return the name of what a policy takes slots with."""
+    return EXTRACTORS[_config("slots").extractor].__name__
 
 
 def gradient_steps(sight: Sight, count: int) -> int:

@@ -81,7 +81,7 @@ def report(results: Results, effort: Effort, about: str, loads: Sequence[float])
         "## Agents",
         _ACTING.format(count=results.counts[-1]),
         _act_table(results),
-        _LEARNING,
+        _LEARNING.format(extractor=acting.extractor()),
         _learn_table(results),
         "## The authors' implementation",
         _REFERENCE,
@@ -114,7 +114,7 @@ _ACTING = """\
 over that of pixels."""
 _LEARNING = """\
 PPO's update from one rollout, for a step of the rollout and for a gradient step; pixels through
-NatureCNN with the RL Zoo's hyperparameters, slots through `SlotExtractor` with ours, one thread.
+NatureCNN with the RL Zoo's hyperparameters, slots through `{extractor}` with ours, one thread.
 *Times* is CPU time over that of pixels for the same steps of the game."""
 _REFERENCE = """\
 Measured at another time on a loaded two-core machine, one thread, process CPU time; good for the

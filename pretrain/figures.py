@@ -30,6 +30,7 @@ from objrl.frames import to_image
 from objrl.models.econ import Econ
 from objrl.models.iodine import Explained, Iodine
 from objrl.models.mixture import MixtureDetector, Scene
+from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.perceiver import model_of
 from objrl.pretrain.reading import sample
 from objrl.pretrain.store import FrameStore
@@ -118,8 +119,8 @@ def traversals(model: MixtureDetector, image: Tensor, steps: int = 7, rows: int 
     size[scene.background[0]] = 0
     slot = int(size.argmax())
     mean, std = scene.code.mean, scene.code.std
-    cost = 0.5 * (mean**2 + std**2 - 1 - 2 * std.clamp(min=1e-4).log())[0, slot]
-    cost[(std[0, slot] == 0)] = -1  # who paints it is no number
+    cost = gaussian_kl(Gaussian(mean, std.clamp(min=1e-4)), 0.0, 1.0)[0, slot]
+    cost[std[0, slot] == 0] = -1  # who paints it is no number
     numbers = [n for n in cost.topk(min(rows, len(cost))).indices.tolist() if cost[n] >= 0]
     columns: dict[str, list[Image]] = {}
     for value in np.linspace(-2, 2, steps):

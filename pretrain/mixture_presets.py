@@ -172,7 +172,7 @@ _RMONET = RmonetRecipe(lr=1e-4, batch=64)
 _RMONET_FAST = RmonetRecipe(
     scenes="tetris",
     model=RmonetConfig(
-        vae=replace(_SMALL, slots=4),
+        vae=_SMALL,
         width=16,
         depth=32,
         anchors=(12.0, 16.0, 24.0, 32.0, 48.0),

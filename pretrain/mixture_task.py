@@ -5,7 +5,7 @@ Letters: B batch, H W canvas.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +45,16 @@ class Stills(NamedTuple):
         return Stills(self.frames.to(device, non_blocking=True))
 
 
-class MixtureTask(nn.Module):
+R = TypeVar("R", bound=Mixture)
+
+
+class MixtureTask(nn.Module, Generic[R]):
     """One recipe; `forward` is the loss. What a model's loss is made of says `objective`."""
 
     model_name: str
     length = 1
 
-    def __init__(self, recipe: Mixture, model: MixtureDetector) -> None:
+    def __init__(self, recipe: R, model: MixtureDetector) -> None:
         super().__init__()
         self.recipe, self.model = recipe, model
 
@@ -97,30 +100,29 @@ class MixtureTask(nn.Module):
         return total, means
 
 
-class MonetTask(MixtureTask):
+class MonetTask(MixtureTask[MonetRecipe]):
     """MONet's loss (its eq. 3)."""
 
     model_name = "monet"
 
     def __init__(self, recipe: MonetRecipe) -> None:
         super().__init__(recipe, Monet(recipe.model))
-        self.settings = recipe
 
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """As `MixtureTask.objective`."""
-        recipe, out = self.settings, self.model(image)
+        recipe, out = self.recipe, self.model(image)
         terms = monet_terms(out, image, recipe.sigma_bg, recipe.sigma_fg)
         return out.scene, terms, {"kl_what": recipe.beta, "kl_mask": recipe.gamma}
 
 
-class IodineTask(MixtureTask):
+class IodineTask(MixtureTask[IodineRecipe]):
     """IODINE's loss (section 3.3); of sequences, where the recipe says so (B.4)."""
 
     model_name = "iodine"
 
     def __init__(self, recipe: IodineRecipe) -> None:
         super().__init__(recipe, Iodine(recipe.model))
-        self.settings, self.length = recipe, recipe.length
+        self.length = recipe.length
         self.geco = None
         if recipe.goal is not None:
             height, width = recipe.model.frame_size
@@ -137,7 +139,7 @@ class IodineTask(MixtureTask):
         explained = self.model(image)
         # Held-out frames are to say how good the last guess is.
         counted = explained if self.model.training else explained[-1:]
-        return explained[-1].scene, iodine_terms(counted), {"kl_what": self.settings.beta}
+        return explained[-1].scene, iodine_terms(counted), {"kl_what": self.recipe.beta}
 
     def total(self, means: Terms, weights: dict[str, float]) -> Tensor:
         """As `MixtureTask.total`, or with a weight that adapts."""
@@ -148,18 +150,17 @@ class IodineTask(MixtureTask):
         return loss
 
 
-class RmonetTask(MixtureTask):
+class RmonetTask(MixtureTask[RmonetRecipe]):
     """R-MONet's loss (its eq. 3)."""
 
     model_name = "rmonet"
 
     def __init__(self, recipe: RmonetRecipe) -> None:
         super().__init__(recipe, Rmonet(recipe.model))
-        self.settings = recipe
 
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """As `MixtureTask.objective`."""
-        recipe, out = self.settings, self.model(image)
+        recipe, out = self.recipe, self.model(image)
         scene = out.monet.scene
         terms = monet_terms(out.monet, image, recipe.sigma_bg, recipe.sigma_fg, behind=-1)
         true, there = pseudo_boxes(scene.mask[:, :-1, 0], recipe.boxes)
@@ -168,18 +169,17 @@ class RmonetTask(MixtureTask):
         return scene, terms, weights | {"proposal": recipe.delta, "proposal_box": recipe.lambda_}
 
 
-class EconTask(MixtureTask):
+class EconTask(MixtureTask[EconRecipe]):
     """ECON's loss (its eq. 13)."""
 
     model_name = "econ"
 
     def __init__(self, recipe: EconRecipe) -> None:
         super().__init__(recipe, Econ(recipe.model))
-        self.settings = recipe
 
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """As `MixtureTask.objective`."""
-        recipe, model = self.settings, self.model
+        recipe, model = self.recipe, self.model
         assert isinstance(model, Econ)
         out = model(image, recipe.temperature(at))
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}

@@ -155,8 +155,9 @@ def test_an_agent_gets_codes_and_experts() -> None:
     frames = torch.randint(0, 256, (2, 40, 30, 3), dtype=torch.uint8)
     slots = FramePerceiver(model).encode(frames)
     assert slots.what.shape == (2, 4, 2 + 3)
-    known = slots.what[slots.mask][:, 2:]
-    assert torch.equal(known.sum(1), torch.ones(len(known)))
+    scene, out = model.explain(image()), model(image())
+    torch.testing.assert_close(scene.code.mean[..., :2], out.part.code.mean)
+    assert torch.equal(scene.code.mean[..., 2:], torch.eye(3)[out.winner])
 
 
 def test_it_learns() -> None:

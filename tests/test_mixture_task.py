@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_stills(ScenesConfig("tetris", out=path, frames=60, labelled=0))
 
 
-def made(recipe: Any) -> MixtureTask:
+def made(recipe: Any) -> MixtureTask[Any]:
     task = make_task(recipe, None)
     assert isinstance(task, MixtureTask)
     return task
@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     train(config(data, tmp_path / "whole", name))
     forward, calls = MixtureTask.forward, 0
 
-    def stopped(self: MixtureTask, batch: Any, at: float) -> Any:
+    def stopped(self: MixtureTask[Any], batch: Any, at: float) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:

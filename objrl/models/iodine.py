@@ -198,15 +198,8 @@ class Iodine(MixtureDetector):
         here = [image[:, None].expand_as(scene.mean), scene.mean, scene.mask, scene.log_mask]
         here += [_normed(slope_mean), _normed(slope_mask), share]
         here += [_normed(total.detach()).expand_as(share), _normed(without.detach())]
-        seen = torch.cat(
-            [
-                *here,
-                places(image, (image.shape[2], image.shape[3])).expand(
-                    *share.shape[:2], -1, -1, -1
-                ),
-            ],
-            dim=2,
-        )
+        where = places(image, self.frame_size).expand(*share.shape[:2], -1, -1, -1)
+        seen = torch.cat([*here, where], dim=2)
         refined: Guess = self.refinement(guess, seen, _normed(slope_raw, 1))
         return refined
 

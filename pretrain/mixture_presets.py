@@ -177,7 +177,7 @@ _RMONET_FAST = RmonetRecipe(
         depth=32,
         anchors=(12.0, 16.0, 24.0, 32.0, 48.0),
     ),
-    steps=6000,
+    steps=9000,
     unit="run",
     lr=1e-3,
     decay=Linear(1.0, 0.1, 0.5, 1.0),

@@ -115,7 +115,7 @@ def suppress(box: Tensor, threshold: float) -> Tensor:
     over boxes, not over images.
     """
     over = overlap(box, box) > threshold
-    stays = torch.ones_like(over[..., 0])
+    stays = torch.ones(box.shape[:2], dtype=torch.bool, device=box.device)
     for number in range(box.shape[1] - 1):
         hidden = over[:, number, number + 1 :] & stays[:, number, None]
         stays[:, number + 1 :] &= ~hidden

@@ -99,16 +99,19 @@ class AgentConfig:
             threads=threads,
         )
 
-    def build(self, envs: VecEnv, *, seed: int, device: str = "auto") -> BaseAlgorithm:
-        """Make it, untaught."""
+    def build(
+        self, envs: VecEnv, *, seed: int, device: str = "auto", learning: bool = True
+    ) -> BaseAlgorithm:
+        """Make it, untaught; with room for what it has seen only if it is to learn."""
         recipe = self.recipe
+        room = {} if learning or self.algo != "dqn" else {"buffer_size": 1}
         return ALGORITHMS[self.algo](
             "CnnPolicy" if self.sees in ("pixels", "frames") else "MultiInputPolicy",
             envs,
             policy_kwargs=self._policy(recipe),
             seed=seed,
             device=device,
-            **{**recipe.arguments, **recipe.rates()},
+            **{**recipe.arguments, **recipe.rates(), **room},
         )
 
     def _policy(self, recipe: Recipe) -> dict[str, Any]:
@@ -209,6 +212,6 @@ def load_agent(agent: str | Path, *, device: str = "auto", seed: int = 0) -> Age
     with warnings.catch_warnings():
         # Its rollouts would be too short for its batches here; it has none.
         warnings.filterwarnings("ignore", "You have specified a mini-batch size")
-        model = config.build(envs, seed=seed, device=device)
+        model = config.build(envs, seed=seed, device=device, learning=False)
     put_back(tensors, model.policy)
     return Agent(config, model, envs, json.loads(header["about"]))

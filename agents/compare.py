@@ -5,7 +5,8 @@
 
 Each agent is a run of `objrl train` by itself, with the same games, seeds, steps, clipping of
 rewards and evaluations. What is finished is left alone, what the clock or Ctrl-C cut off goes on
-where it was. `python -m benchmarks.agents` writes tables and curves of what is there.
+where it was; SIGTERM does as Ctrl-C. `python -m benchmarks.agents` writes tables and curves of what
+is there.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Literal
+
+import ale_py
+import gymnasium as gym
 
 from objrl.agents.agent import AGENT
 from objrl.agents.presets import Algorithm
 from objrl.agents.train import CHECKPOINT, CURVE
+from objrl.stopping import asked_to_stop
 from objrl.weights import WEIGHTS
 from objrl.wrappers.choose import game_of
 
@@ -32,8 +36,8 @@ Kind = Literal["space", "scalor", "ram", "pixels"]
 KINDS: tuple[Kind, ...] = ("space", "scalor", "ram", "pixels")
 """What an agent sees: slots of shipped weights, the RAM's objects, or pixels (NatureCNN)."""
 
-STOPPED = 130
-"""How a run ends that was asked to stop and has kept its checkpoint."""
+STOPPED = (130, -signal.SIGTERM)
+"""How a run ends that was asked to stop: with a checkpoint, or before it had begun."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,18 @@ def plan(config: CompareConfig) -> list[Run]:
     """Return the runs, those of one seed together, so that what is cut off is comparable.
 
     Raises:
-        ValueError: a bad number.
+        ValueError: a bad number, an unknown game, or nothing to run.
     """
     for name in ("steps", "seeds", "workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
-    return [
+    gym.register_envs(ale_py)
+    for game in config.games:
+        try:
+            gym.spec(f"ALE/{game}-v5")
+        except gym.error.NameNotFound as error:  # it names some that are like it
+            raise ValueError(f"games: {error}") from error
+    runs = [
         Run(
             *(game, kind, config.algo, seed, int(config.steps)),
             config.out / f"{game}-{kind}-{config.algo}-{int(config.steps)}-{seed}",
@@ -120,20 +130,25 @@ def plan(config: CompareConfig) -> list[Run]:
         for kind in config.kinds
         if kind in ("ram", "pixels") or _weights(kind, game) in WEIGHTS
     ]
+    if not runs:
+        raise ValueError(
+            f"kinds: expected some that there are weights of for {', '.join(config.games)}, got "
+            f"{', '.join(config.kinds)}; `objrl weights` lists them"
+        )
+    return runs
 
 
 def compare(config: CompareConfig) -> list[Run]:
     """Train what is not trained yet, until the time is over; return the runs that failed."""
     runs = plan(config)
     until = time.monotonic() + 60 * config.minutes if config.minutes else None
-    over = Event()
-    with ThreadPoolExecutor(config.workers) as pool:
-        try:
-            codes = list(pool.map(lambda run: _train(run, until, over), runs))
-        except KeyboardInterrupt:
-            over.set()  # the workers see it, and stop their runs
-            raise
-    failed = [run for run, code in zip(runs, codes, strict=True) if code not in (0, STOPPED)]
+    with asked_to_stop() as stop, ThreadPoolExecutor(config.workers) as pool:
+
+        def over() -> bool:
+            return stop() or (until is not None and time.monotonic() > until)
+
+        codes = list(pool.map(lambda run: _train(run, over), runs))
+    failed = [run for run, code in zip(runs, codes, strict=True) if code not in (0, *STOPPED)]
     _report(runs, failed)
     return failed
 
@@ -142,16 +157,12 @@ def _weights(kind: Kind, game: str) -> str:
     return f"{kind}-{game_of(f'ALE/{game}-v5')}"
 
 
-def _train(run: Run, until: float | None, over: Event) -> int:
-    """Train one agent to its end or until the time is over; return how its process ended."""
-
-    def time_is_up() -> bool:
-        return over.is_set() or (until is not None and time.monotonic() > until)
-
+def _train(run: Run, over: Callable[[], bool]) -> int:
+    """Train one agent to its end or until all is over; return how its process ended."""
     if run.ended:
         return 0
-    if time_is_up():
-        return STOPPED
+    if over():
+        return STOPPED[0]
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{run.folder}.log").open("a") as log:
         # In a session of its own: Ctrl-C is for us alone, who then ask it to stop once. Twice
@@ -160,7 +171,7 @@ def _train(run: Run, until: float | None, over: Event) -> int:
             run.command(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         while process.poll() is None:
-            if time_is_up():
+            if over():
                 process.send_signal(signal.SIGTERM)
                 return process.wait()
             time.sleep(1)

@@ -42,7 +42,7 @@ _CROWD = 16
 """Objects of a busy frame; sums over rows are divided by it."""
 _WAVES = 4
 """Octaves of the waves that tell where a row is in the newest frame (Tancik et al. 2020, arXiv
-2006.10739). Sums over rows learnt Pong from the RAM's objects much faster with them."""
+2006.10739)."""
 
 
 @dataclass(frozen=True)

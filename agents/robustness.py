@@ -5,9 +5,9 @@
 Whatever an agent sees, it plays the same games, whose frames are changed before anything else looks
 at them: `recoloured`, all that differs from the game's usual picture has other colours;
 `hidden:CLASS`, the objects of a class are not drawn (which and where the RAM tells, with OCAtari);
-`unchanged`, as it is, for comparison. The RAM's objects do not go by frames: for agents that see
-them nothing changes. Games are played one by one, so that frames can be changed; those that learn
-play in `AtariVecEnv`, which begins its games in other ways.
+`unchanged`, as it is, for comparison. The RAM's objects do not go by frames: agents that see them
+would play as before, and are refused. Games are played one by one, so that frames can be changed;
+those that learn play in `AtariVecEnv`, which begins its games in other ways.
 
 Letters: H W pixels.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -203,29 +204,37 @@ def main(config: RobustnessConfig) -> list[dict[str, Any]]:
     """
     gym.register_envs(ale_py)
     torch.set_num_threads(1)
+    agents = {(p.parent if p.name == AGENT else p).name: load_agent(p) for p in config.agents}
+    usual = _checked(agents, config)
     kept = json.loads(config.out.read_text()) if config.out.exists() else []
     entries = {(entry["agent"], entry["change"]): entry for entry in kept}
-    usual: dict[str, Frame] = {}
-    for path in config.agents:
-        agent = load_agent(path)
-        what, name = agent.config, path.parent.name if path.name == AGENT else path.name
-        if what.sees not in ("slots", "pixels"):
-            raise ValueError(
-                f"agents: expected some that see slots of a frozen encoder or pixels, got {path}, "
-                f"which sees {what.sees}"
-            )
-        if what.env not in usual:
-            usual[what.env] = usual_picture(what.env)
-        for change in config.changes:
-            scores = play(agent, change, usual[what.env], config)
-            entry = {"agent": name, "env": what.env, "change": change, "seed": config.seed}
-            entry["returns"] = scores
-            entries[name, change] = entry
-            print(f"{name} {change}: {np.mean(scores):.1f} ± {np.std(scores):.1f}", flush=True)
-    found = [entries[key] for key in sorted(entries)]
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out, (json.dumps(found, indent=1) + "\n").encode())
+    for (name, agent), change in product(agents.items(), config.changes):
+        env = agent.config.env
+        scores = play(agent, change, usual[env], config)
+        about = {"agent": name, "env": env, "change": change, "seed": config.seed}
+        entries[name, change] = {**about, "returns": scores}
+        print(f"{name} {change}: {np.mean(scores):.1f} ± {np.std(scores):.1f}", flush=True)
+        found = [entries[key] for key in sorted(entries)]
+        write_atomically(config.out, (json.dumps(found, indent=1) + "\n").encode())
     return found
+
+
+def _checked(agents: dict[str, Agent], config: RobustnessConfig) -> dict[str, Frame]:
+    """Return each game's usual picture, if all agents can play all changes."""
+    usual: dict[str, Frame] = {}
+    for name, agent in agents.items():
+        env, sees = agent.config.env, agent.config.sees
+        if sees not in ("slots", "pixels"):
+            raise ValueError(
+                f"agents: expected some that see slots of a frozen encoder or pixels, got {name}, "
+                f"which sees {sees}"
+            )
+        if env not in usual:
+            usual[env] = usual_picture(env)
+        for change in config.changes:
+            ChangedFrames(gym.make(env), change, usual[env]).close()
+    return usual
 
 
 if __name__ == "__main__":

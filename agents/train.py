@@ -64,8 +64,8 @@ class TrainConfig:
     weights: str | None = None
     """With slots, whose: a name of `objrl weights` or a path; by default the game's own."""
     extractor: Extractor = "deepsets"
-    """What makes features of objects: attention, sums, pairs, or row by row. Of these sums learnt
-    Pong fastest, and cost least."""
+    """What makes features of objects: attention (set), sums (deepsets), pairs (relational), or row
+    by row (flat)."""
     encoder: Encoder = "freeze"
     """With slots: the encoder stays as it is; or it learns by the agent's loss; or by its own,
     too."""
@@ -149,6 +149,11 @@ def _check(config: TrainConfig) -> None:
             f"obs: expected slots with weights or an encoder that learns, got {config.obs!r}; "
             "leave --weights and --encoder out"
         )
+    if config.obs == "pixels" and config.extractor != TrainConfig.extractor:
+        raise ValueError(
+            f"extractor: expected none with pixels, which go through NatureCNN, got "
+            f"{config.extractor!r}; leave --extractor out"
+        )
     if config.algo == "dqn" and config.encoder != "freeze":
         raise ValueError(
             "algo: expected ppo with an encoder that learns, got dqn, whose memory would hold "
@@ -197,8 +202,10 @@ def _checkpoint(config: TrainConfig, agent: AgentConfig, out: Path) -> Checkpoin
 def _plain(config: TrainConfig, agent: AgentConfig) -> dict[str, Any]:
     """Return what a run and its resumption must have in common."""
     chosen = ("env", "algo", "obs", "steps", "weights", "extractor", "encoder", "seed")
+    # How often it is evaluated decides which agent is the best.
+    picked = ("evaluate_every", "episodes")
     return {
-        **{name: getattr(config, name) for name in chosen},
+        **{name: getattr(config, name) for name in chosen + picked},
         "recipe": dataclasses.asdict(agent.recipe),
         "digest": agent.digest,
     }
@@ -255,11 +262,11 @@ class Course(BaseCallback):
         restore(checkpoint, model.policy, [model.policy.optimizer])
         model.num_timesteps = about["steps"]
         if isinstance(model, DQN):
-            model.learning_starts = about["steps"] + min(model.learning_starts, _REFILL)
+            model.learning_starts = max(model.learning_starts, about["steps"] + _REFILL)
         self.rows, self.best, self.games = about["rows"], about["best"], about["games"]
         self._returns.extend(about["returns"])
         self._clock = Clock(**about["spent"])
-        self._evaluated = self._kept = about["steps"]
+        self._evaluated, self._kept = about["evaluated"], about["steps"]
 
     def finish(self, model: BaseAlgorithm) -> None:
         """Evaluate what was learnt in the end, and write everything."""
@@ -341,6 +348,7 @@ class Course(BaseCallback):
             "steps": self.num_timesteps,
             "rows": self.rows,
             "best": self.best,
+            "evaluated": self._evaluated,
             "games": self.games,
             "returns": list(self._returns),
             "spent": {"wall": self._clock.wall, "cpu": self._clock.cpu},

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from objrl.agents import presets
@@ -140,6 +140,61 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_checkpoint(tmp_path / CHECKPOINT).about["steps"] == 64
 
 
+def test_evaluations_come_when_they_would_have_and_the_best_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([5.0, 3.0, 4.0])
+    monkeypatch.setattr(train_module, "evaluate_policy", lambda *_, **__: ([next(scores)], [1]))
+    begin = Course._on_rollout_start
+
+    def interrupted(course: Course) -> None:
+        course.stop = lambda: course.num_timesteps >= 96
+        begin(course)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "_on_rollout_start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, steps=160, evaluate_every=64))
+    with pytest.raises(ValueError, match="another evaluate_every"):
+        train(config(tmp_path, steps=160, evaluate_every=32, resume=True))
+    train(config(tmp_path, steps=160, evaluate_every=64, resume=True))
+    evaluated = {int(row["steps"]): row["evaluated"] for row in rows(tmp_path) if row["evaluated"]}
+    assert evaluated == {64: "5.0", 128: "3.0", 160: "4.0"}
+    about = load_agent(tmp_path, device="cpu").about
+    assert (about["steps"], about["return"]) == (64, 5.0)
+
+
+@pytest.mark.parametrize(("starts", "again"), [(10, 1_032), (5_000, 5_000)])
+def test_a_dqn_that_goes_on_has_forgotten_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: int, again: int
+) -> None:
+    dqn = presets._RECIPES["dqn", True]
+    small = {**dqn.arguments, "buffer_size": 100, "learning_starts": starts}
+    monkeypatch.setitem(presets._RECIPES, ("dqn", True), replace(dqn, envs=1, arguments=small))
+    begin = Course._on_rollout_start
+
+    def interrupted(course: Course) -> None:
+        course.stop = lambda: course.num_timesteps >= 32
+        begin(course)
+
+    monkeypatch.setattr(Course, "_on_rollout_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(tmp_path, algo="dqn"))
+    go_on = Course.go_on
+
+    def watched(course: Course, model: BaseAlgorithm, checkpoint: Checkpoint) -> None:
+        go_on(course, model, checkpoint)
+        assert isinstance(model, DQN)
+        found.append(model.learning_starts)
+        raise KeyboardInterrupt
+
+    found: list[int] = []
+    monkeypatch.setattr(Course, "go_on", watched)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(tmp_path, algo="dqn", resume=True))
+    assert found == [again]
+
+
 def test_who_is_stopped_while_the_end_is_evaluated_has_learnt_nothing_in_vain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,8 +228,19 @@ def test_it_learns_from_objects_and_is_found_again(
     monkeypatch.setitem(presets._RECIPES, ("dqn", False), replace(dqn, arguments=small))
     # Whole games take their time, and are played elsewhere.
     monkeypatch.setattr(train_module, "evaluate_policy", lambda *_, **__: ([1.0], [1]))
+    before: dict[str, torch.Tensor] = {}
+
+    def noted(course: Course) -> None:
+        before.update({name: v.clone() for name, v in tensors_of(course.model.policy).items()})
+        start(course)
+
+    start = Course._on_training_start
+    monkeypatch.setattr(Course, "_on_training_start", noted)
     path = train(config(tmp_path, steps=32, env="ALE/SpaceInvaders-v5", **options))
     agent = load_agent(path, device="cpu")
+    after = tensors_of(agent.model.policy)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in after)
     assert agent.config.weights == ("space-space_invaders" if options["obs"] == "slots" else None)
     observation = agent.envs.reset()
     action, _ = agent.model.predict(observation)  # type: ignore[arg-type]
@@ -190,6 +256,7 @@ def test_it_learns_from_objects_and_is_found_again(
         ({"steps": 0}, "steps: expected a whole number from 1 on, got 0"),
         ({"steps": 1.5}, "whole number"),
         ({"weights": "space-pong"}, "leave --weights and --encoder out"),
+        ({"extractor": "set"}, "leave --extractor out"),
         ({"env": "ALE/Pang-v5"}, "Pong"),
         ({"env": "CartPole-v1"}, "expected a game of ALE"),
         ({"env": "Pong-v4"}, "fixed number of frames"),

@@ -188,7 +188,8 @@ def test_the_seed_decides_on_no_ops_and_sticky_actions_until_the_next() -> None:
         envs = AtariVecEnv("ALE/SpaceInvaders-v5", 2, screen_size=20, action_repeat_probability=0.5)
         envs.seed(seed)
         shown: list[Any] = [envs.reset()]
-        shown += [envs.step(action)[0] for action in actions(envs, 8)]
+        both = actions(envs, 8)[:, :1].repeat(2, axis=1)  # chance alone parts the two games
+        shown += [envs.step(action)[0] for action in both]
         shown += [envs.reset() for _ in range(3)]
         return np.stack(shown)
 
@@ -197,6 +198,19 @@ def test_the_seed_decides_on_no_ops_and_sticky_actions_until_the_next() -> None:
     assert (first != play(5)).any()
     assert (first[:, 0] != first[:, 1]).any()
     assert len(np.unique(first[-3:, 0], axis=0)) > 1
+
+
+@pytest.mark.parametrize("sticky", [0.0, 0.5])
+def test_each_game_has_sticky_actions_of_its_own(sticky: float) -> None:
+    envs = AtariVecEnv(
+        "ALE/SpaceInvaders-v5", 2, screen_size=20, action_repeat_probability=sticky, **AT_ONCE
+    )
+    envs.seed(3)
+    envs.reset()
+    both = actions(envs, 60)[:, :1].repeat(2, axis=1)  # for some 30 nobody can move yet
+    shown: list[Any] = [envs.step(action)[0] for action in both]
+    first, second = np.stack(shown).swapaxes(0, 1)
+    assert (first != second).any() == (sticky > 0)
 
 
 # ---------------------------------------------------------------- lives and games

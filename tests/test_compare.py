@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ def write_run(folder: Path, steps: int, score: float, evaluated: float | str) ->
     with (folder / CURVE).open("w", newline="") as file:
         writer = csv.DictWriter(file, TRAINED, restval="")
         writer.writeheader()
-        for part in (0.5, 1.0):
-            row = {"steps": int(part * steps), "games": 3, "score": part * score}
+        for part in (0.2, 0.6, 1.04):  # never on the mark: a run is looked at between rollouts
+            row = {"steps": int(part * steps), "games": 3, "score": part / 1.04 * score}
             writer.writerow({**row, "wall_seconds": 9.5, "cpu_seconds": 5.25})
-        writer.writerow({"steps": steps, "evaluated": evaluated, "spread": 0.5})
+        writer.writerow({"steps": int(1.04 * steps), "evaluated": evaluated, "spread": 0.5})
 
 
 def test_what_has_ended_is_left_alone_and_what_was_cut_off_goes_on(
@@ -70,6 +71,12 @@ def test_games_without_weights_of_a_kind_are_left_out() -> None:
     assert [run.kind for run in runs] == ["space", "ram", "pixels"]
     with pytest.raises(ValueError, match="seeds: expected at least 1, got 0"):
         plan(CompareConfig(seeds=0))
+    with pytest.raises(
+        ValueError, match=r"expected some that there are weights of for Asterix, got sc"
+    ):
+        plan(CompareConfig(games=("Asterix",), kinds=("scalor",)))
+    with pytest.raises(ValueError, match=r"games: .*Did you mean: `Pong`"):
+        plan(CompareConfig(games=("Pnog",)))
 
 
 def test_when_the_time_is_over_runs_are_asked_to_stop(
@@ -79,6 +86,28 @@ def test_when_the_time_is_over_runs_are_asked_to_stop(
     monkeypatch.setattr(Run, "command", lambda run: [sys.executable, "-c", waits])
     config = CompareConfig(games=("Pong",), kinds=("pixels",), minutes=0.02, out=tmp_path)
     assert compare.compare(config) == []
+
+
+def test_asked_to_stop_it_asks_its_runs(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from objrl.agents import compare
+waits = "import signal as s; s.signal(15, lambda *_: exit(130)); print(1, flush=True); s.pause()"
+compare.Run.command = lambda run: [sys.executable, "-c", waits]
+found = compare.compare(compare.CompareConfig(
+    games=("Pong",), kinds=("pixels",), seeds=1, out=Path({str(tmp_path)!r})
+))
+sys.exit(len(found))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    log = tmp_path / "Pong-pixels-ppo-200000-0.log"
+    while not (log.exists() and log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert b"not ended" in process.communicate(timeout=60)[0]  # waits for whoever has its output
+    assert process.returncode == 0
 
 
 def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +134,11 @@ def test_the_page_says_what_the_curves_say_and_keeps_it(
     assert "## PPO, 200 actions" in page
     row = next(line for line in page.splitlines() if "slots of SPACE" in line)
     assert "2 (and 1 under way)" in row
-    assert "| 5.0 ± 1.0 | 6.0 ± 1.0 | 6.0 ± 1.0 | 5 | 10 |" in row
+    # Learning at a quarter and half, the third run's too (0.96, 1.44, 4.33; 1.92, 2.88, 8.65).
+    assert "| 2.2 ± 1.7 | 4.5 ± 3.4 | 5.0 ± 1.0 | 6.0 ± 1.0 | 6.0 ± 1.0 | 5 | 10 |" in row
+    assert "- Pong: slots of SPACE are 24.0 ahead of pixels (2 of 2 seeds)." in page
     assert "| Pong | random | — | — | — | -20.5 |" in page
-    assert "over Pong and 2 seeds" in page
+    assert "there are too few" in page
     assert (tmp_path / "agents" / "ppo-200.png").stat().st_size > 5000
     with (tmp_path / "agents" / "curves.csv").open() as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
@@ -122,9 +153,9 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
     assert interquartile_mean(np.full((3, 2), 4.0)) == (4.0, 4.0, 4.0)
 
 
-def test_the_end_of_a_run_is_beyond_its_budget() -> None:
+def test_a_curve_is_straight_between_its_entries_and_ends_with_them() -> None:
     rows = [{"steps": "90", "score": "1"}, {"steps": "104", "score": "5"}]
     curve = agents.Curve("Pong", "ram", agents.Group("ppo", 100), 0, tuple(rows))
-    assert curve.at(100) == 5
-    assert curve.at(95) == 1
-    assert np.isnan(curve.at(50))
+    assert curve.last() == 5
+    line = curve.line(np.array([50.0, 90.0, 97.0, 105.0]))
+    assert np.array_equal(line, [np.nan, 1, 3, np.nan], equal_nan=True)

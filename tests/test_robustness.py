@@ -84,7 +84,7 @@ def test_another_change_is_refused(change: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("sight", ["slots", "pixels"])
-def test_games_are_seen_as_where_the_agent_learnt(sight: str) -> None:
+def test_games_are_shown_in_the_space_where_the_agent_learnt(sight: str) -> None:
     weights = "space-pong" if sight == "slots" else None
     config = AgentConfig("ALE/Pong-v5", "ppo", sight, weights)  # type: ignore[arg-type]
     usual = np.zeros((210, 160, 3), np.uint8)

@@ -52,9 +52,11 @@ class VecObjectSlots(VecEnvWrapper):
 
     Example:
         >>> from stable_baselines3 import PPO                                # doctest: +SKIP
+        >>> from objrl.agents import SlotExtractor                           # doctest: +SKIP
         >>> from objrl.wrappers import AtariVecEnv, VecObjectSlots           # doctest: +SKIP
         >>> envs = VecObjectSlots(AtariVecEnv("ALE/SpaceInvaders-v5", 8))    # doctest: +SKIP
-        >>> PPO("MultiInputPolicy", envs).learn(1_000_000)                   # doctest: +SKIP
+        >>> policy = {"features_extractor_class": SlotExtractor}             # doctest: +SKIP
+        >>> PPO("MultiInputPolicy", envs, policy_kwargs=policy)              # doctest: +SKIP
     """
 
     def __init__(

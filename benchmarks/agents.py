@@ -108,13 +108,15 @@ class Curve:
     def line(self, steps: Floats) -> Floats:
         """Return its score at steps, straight from entry to entry; NaN before and after them.
 
-        A run ends with a whole rollout, some steps beyond its budget.
+        A run is looked at between rollouts, some steps beyond what was asked for: the first entry
+        counts from a hundredth before it on.
         """
         scored = [row for row in self.rows if row["score"]]
         if not scored:
             return np.full(len(steps), np.nan)
         known, scores = zip(*((float(r["steps"]), float(r["score"])) for r in scored), strict=True)
-        line: Floats = np.interp(steps, known, scores, left=np.nan, right=np.nan)
+        near = np.where(steps >= 0.99 * known[0], np.maximum(steps, known[0]), steps)
+        line: Floats = np.interp(near, known, scores, left=np.nan, right=np.nan)
         return line
 
 
@@ -214,6 +216,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
     """Draw the training returns over steps, a panel a game: mean of the seeds and their range."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     games = sorted({curve.game for curve in curves})
     figure, axes = plt.subplots(
@@ -228,9 +231,7 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
             steps = np.linspace(0, last, 60)[1:]
             scores = np.array([c.line(steps) for c in mine])
             shown = ~np.isnan(scores).any(0)
-            axis.plot(
-                steps[shown], scores[:, shown].mean(0), color=COLOURS[kind], label=NAMES[kind]
-            )
+            axis.plot(steps[shown], scores[:, shown].mean(0), color=COLOURS[kind])
             axis.fill_between(
                 steps[shown],
                 scores[:, shown].min(0),
@@ -242,7 +243,9 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
         axis.set(title=game, xlabel="thousands of actions")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     axes[0, 0].set_ylabel("return, last 100 games")
-    axes[0, 0].legend(fontsize=8)
+    drawn = [kind for kind in KINDS if any(c.kind == kind for c in curves)]
+    lines = [Line2D([], [], color=COLOURS[kind], label=NAMES[kind]) for kind in drawn]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
     plt.close(figure)

@@ -157,5 +157,5 @@ def test_a_curve_is_straight_between_its_entries_and_ends_with_them() -> None:
     rows = [{"steps": "90", "score": "1"}, {"steps": "104", "score": "5"}]
     curve = agents.Curve("Pong", "ram", agents.Group("ppo", 100), 0, tuple(rows))
     assert curve.last() == 5
-    line = curve.line(np.array([50.0, 90.0, 97.0, 105.0]))
-    assert np.array_equal(line, [np.nan, 1, 3, np.nan], equal_nan=True)
+    line = curve.line(np.array([50.0, 89.5, 90.0, 97.0, 105.0]))
+    assert np.array_equal(line, [np.nan, 1, 1, 3, np.nan], equal_nan=True)

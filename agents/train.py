@@ -201,11 +201,10 @@ def _checkpoint(config: TrainConfig, agent: AgentConfig, out: Path) -> Checkpoin
 
 def _plain(config: TrainConfig, agent: AgentConfig) -> dict[str, Any]:
     """Return what a run and its resumption must have in common."""
+    # How often it is evaluated, and by how many games, decides which agent is the best.
     chosen = ("env", "algo", "obs", "steps", "weights", "extractor", "encoder", "seed")
-    # How often it is evaluated decides which agent is the best.
-    picked = ("evaluate_every", "episodes")
     return {
-        **{name: getattr(config, name) for name in chosen + picked},
+        **{name: getattr(config, name) for name in (*chosen, "evaluate_every", "episodes")},
         "recipe": dataclasses.asdict(agent.recipe),
         "digest": agent.digest,
     }

@@ -235,15 +235,9 @@ def _draw(curves: Sequence[Curve], path: Path) -> None:
             steps = np.linspace(0, last, 60)[1:]
             scores = np.array([c.line(steps) for c in mine])
             shown = ~np.isnan(scores).any(0)
-            axis.plot(steps[shown], scores[:, shown].mean(0), color=COLOURS[kind])
-            axis.fill_between(
-                steps[shown],
-                scores[:, shown].min(0),
-                scores[:, shown].max(0),
-                color=COLOURS[kind],
-                alpha=0.2,
-                linewidth=0,
-            )
+            x, y, colour = steps[shown], scores[:, shown], COLOURS[kind]
+            axis.plot(x, y.mean(0), color=colour)
+            axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
         axis.set(title=game, xlabel="thousands of actions")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     axes[0, 0].set_ylabel("return, last 100 games")

@@ -52,8 +52,8 @@ class CompareConfig:
     """Algorithm."""
     steps: float = 2e5
     """Actions of each agent."""
-    seeds: int = 2
-    """Agents of each kind and game, with the seeds 0, 1, …"""
+    seeds: tuple[int, ...] = (0, 1)
+    """Of the agents of each kind and game."""
     workers: int = 2
     """Agents trained at once, one thread each."""
     minutes: float = 0.0
@@ -111,9 +111,11 @@ def plan(config: CompareConfig) -> list[Run]:
     Raises:
         ValueError: a bad number, an unknown game, or nothing to run.
     """
-    for name in ("steps", "seeds", "workers"):
+    for name in ("steps", "workers"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
+    if not config.seeds or min(config.seeds) < 0:
+        raise ValueError(f"seeds: expected some of 0 or more, got {config.seeds}")
     gym.register_envs(ale_py)
     for game in config.games:
         try:
@@ -125,7 +127,7 @@ def plan(config: CompareConfig) -> list[Run]:
             *(game, kind, config.algo, seed, int(config.steps)),
             config.out / f"{game}-{kind}-{config.algo}-{int(config.steps)}-{seed}",
         )
-        for seed in range(config.seeds)
+        for seed in config.seeds
         for game in config.games
         for kind in config.kinds
         if kind in ("ram", "pixels") or _weights(kind, game) in WEIGHTS

@@ -67,10 +67,10 @@ def test_what_has_ended_is_left_alone_and_what_was_cut_off_goes_on(
 
 
 def test_games_without_weights_of_a_kind_are_left_out() -> None:
-    runs = plan(CompareConfig(games=("Asterix",), seeds=1))
+    runs = plan(CompareConfig(games=("Asterix",), seeds=(0,)))
     assert [run.kind for run in runs] == ["space", "ram", "pixels"]
-    with pytest.raises(ValueError, match="seeds: expected at least 1, got 0"):
-        plan(CompareConfig(seeds=0))
+    with pytest.raises(ValueError, match=r"seeds: expected some of 0 or more, got \(-1,\)"):
+        plan(CompareConfig(seeds=(-1,)))
     with pytest.raises(
         ValueError, match=r"expected some that there are weights of for Asterix, got sc"
     ):
@@ -96,7 +96,7 @@ from objrl.agents import compare
 waits = "import signal as s; s.signal(15, lambda *_: exit(130)); print(1, flush=True); s.pause()"
 compare.Run.command = lambda run: [sys.executable, "-c", waits]
 found = compare.compare(compare.CompareConfig(
-    games=("Pong",), kinds=("pixels",), seeds=1, out=Path({str(tmp_path)!r})
+    games=("Pong",), kinds=("pixels",), seeds=(0,), out=Path({str(tmp_path)!r})
 ))
 sys.exit(len(found))
 """
@@ -112,7 +112,7 @@ sys.exit(len(found))
 
 def test_a_run_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "command", lambda run: [sys.executable, "-c", "raise SystemExit(1)"])
-    config = CompareConfig(games=("Pong",), kinds=("pixels",), seeds=1, out=tmp_path)
+    config = CompareConfig(games=("Pong",), kinds=("pixels",), seeds=(0,), out=tmp_path)
     assert [run.folder.name for run in compare.compare(config)] == ["Pong-pixels-ppo-200000-0"]
 
 

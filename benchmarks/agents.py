@@ -10,27 +10,21 @@ Letters: S seeds, G games.
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 import tyro
 from scipy.stats import trim_mean
 
+from benchmarks.curves import NAMES, Curve, Floats, Group, draw, read_csv, read_runs, to_csv
 from benchmarks.markdown import NONE, machine, table
 from objrl.agents.compare import KINDS
 from objrl.agents.ship import at_random
-from objrl.agents.train import CURVE
-from objrl.atomic import replacing, write_atomically
-
-Floats = npt.NDArray[np.float64]
+from objrl.atomic import write_atomically
 
 HUMAN = {
     **{"Pong": 14.6, "Boxing": 12.1, "Freeway": 29.6, "SpaceInvaders": 1668.7},
@@ -38,24 +32,12 @@ HUMAN = {
 }
 """Returns of a human tester (Wang et al. 2016, arXiv 1511.06581, as Agent57's table has them)."""
 
-NAMES = {
-    "space": "slots of SPACE",
-    "scalor": "slots of SCALOR",
-    "ram": "objects of the RAM",
-    "pixels": "pixels",
-}
 NEAR = 4.2
 """How far slots may be below the RAM's objects in Pong: a tenth of -21 to 21."""
 OLDER = (
     "The runs of slots and pixels with seed 0 in Pong are of an earlier version: their games had "
     "other seeds than those of the RAM's run with seed 0, and all cores. The agent of that run of "
     "slots, evaluated at -7.1 then, came to -12.8 in 48 games of three seeds on 2026-11-22."
-)
-COLOURS = {"space": "tab:blue", "scalor": "tab:green", "ram": "tab:orange", "pixels": "tab:gray"}
-RUN = re.compile(rf"(\w+)-({'|'.join(KINDS)})-(\w+)-(\d+)-(\d+)")
-COLUMNS = (
-    *("game", "kind", "algo", "budget", "seed", "steps", "games", "score", "evaluated", "spread"),
-    *("wall_seconds", "cpu_seconds"),
 )
 
 
@@ -71,74 +53,22 @@ class AgentsConfig:
     """How many games are played at random, where that was not done yet."""
 
 
-class Group(NamedTuple):
-    """Runs that are to be compared with each other."""
-
-    algo: str
-    budget: int
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a run's curve.csv says.
-
-    Attributes:
-        game: in ALE's spelling.
-        kind: what the agent saw; or random.
-        group: algorithm and steps.
-        seed: of it.
-        rows: of the file.
-    """
-
-    game: str
-    kind: str
-    group: Group
-    seed: int
-    rows: tuple[dict[str, str], ...]
-
-    @property
-    def ended(self) -> bool:
-        """Whether all steps were done."""
-        return int(self.rows[-1]["steps"]) >= self.group.budget
-
-    def entries(self, column: str) -> list[float]:
-        """Return what there is of a column."""
-        return [float(row[column]) for row in self.rows if row[column]]
-
-    def last(self, column: str = "score") -> float:
-        """Return the last entry of a column, NaN where none is."""
-        return (self.entries(column) or [np.nan])[-1]
-
-    def line(self, steps: Floats) -> Floats:
-        """Return its score at steps, straight from entry to entry; NaN before and after them.
-
-        A run is looked at between rollouts, some steps beyond what was asked for: the first entry
-        counts from a hundredth before it on.
-        """
-        scored = [row for row in self.rows if row["score"]]
-        if not scored:
-            return np.full(len(steps), np.nan)
-        known = [float(row["steps"]) for row in scored]
-        near = np.where(steps >= 0.99 * known[0], np.maximum(steps, known[0]), steps)
-        line: Floats = np.interp(near, known, self.entries("score"), left=np.nan, right=np.nan)
-        return line
-
-
 def main(config: AgentsConfig) -> str:
     """Write and return the page."""
     folder = config.out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {_key(c): c for c in [*_kept(folder / "curves.csv"), *_found(config.runs)]}
+    curves = {c.key: c for c in [*read_csv(folder / "curves.csv"), *read_runs(config.runs)]}
     for game in sorted({curve.game for curve in curves.values()}):
         chance = Curve(game, "random", Group("random", 0), 0, ())
-        if _key(chance) not in curves:
-            curves[_key(chance)] = _play_at_random(chance, config.random_games)
+        if chance.key not in curves:
+            curves[chance.key] = _play_at_random(chance, config.random_games)
     ordered = [curves[key] for key in sorted(curves)]
-    write_atomically(folder / "curves.csv", _text(ordered).encode())
+    write_atomically(folder / "curves.csv", to_csv(ordered).encode())
     groups = sorted({c.group for c in ordered if c.kind != "random"})
     for group in groups:
-        _draw([c for c in ordered if c.group == group], folder / f"{_name(group)}.png")
-    page = _page(ordered, groups)
+        draw([c for c in ordered if c.group == group], folder / f"{group.name}.png")
+    changed = folder / "robustness.json"
+    page = _page(ordered, groups, json.loads(changed.read_text()) if changed.exists() else [])
     write_atomically(config.out, page.encode())
     return page
 
@@ -156,100 +86,17 @@ def interquartile_mean(scores: Floats, draws: int = 2000) -> tuple[float, float,
     return float(trim_mean(scores.ravel(), 0.25)), float(low), float(high)
 
 
-def _key(curve: Curve) -> tuple[Group, str, str, int]:
-    return curve.group, curve.game, curve.kind, curve.seed
-
-
-def _name(group: Group) -> str:
-    return f"{group.algo}-{group.budget}"
-
-
-def _found(runs: Path) -> list[Curve]:
-    """Read the runs of a folder."""
-    curves = []
-    for path in sorted(runs.glob(f"*/{CURVE}")):
-        named = RUN.fullmatch(path.parent.name)
-        rows = _rows(path)
-        if named and rows:
-            game, kind, algo, budget, seed = named.groups()
-            curves.append(Curve(game, kind, Group(algo, int(budget)), int(seed), tuple(rows)))
-    return curves
-
-
-def _kept(path: Path) -> list[Curve]:
-    """Read what an earlier page was made of."""
-    curves: dict[tuple[Group, str, str, int], Curve] = {}
-    for row in _rows(path) if path.exists() else []:
-        group = Group(row["algo"], int(row["budget"]))
-        empty = Curve(row["game"], row["kind"], group, int(row["seed"]), ())
-        before = curves.get(_key(empty), empty)
-        curves[_key(empty)] = Curve(*_fields(empty), (*before.rows, row))
-    return list(curves.values())
-
-
-def _fields(curve: Curve) -> tuple[str, str, Group, int]:
-    return curve.game, curve.kind, curve.group, curve.seed
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _text(curves: Iterable[Curve]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for curve in curves:
-        game, kind, group, seed = _fields(curve)
-        names = {"game": game, "kind": kind, "algo": group.algo, "budget": group.budget}
-        for row in curve.rows:
-            writer.writerow({**row, **names, "seed": seed})
-    return text.getvalue()
-
-
 def _play_at_random(chance: Curve, games: int) -> Curve:
     """Play with actions drawn at random; true returns."""
     found = at_random(f"ALE/{chance.game}-v5", games)
     score = {"score": str(found["return"]), "evaluated": str(found["return"])}
     row = {"steps": "0", "games": str(found["games"]), **score, "spread": str(found["spread"])}
-    return Curve(*_fields(chance), (row,))
+    return replace(chance, rows=(row,))
 
 
-def _draw(curves: Sequence[Curve], path: Path) -> None:
-    """Draw the training returns over steps, a panel a game: mean of the seeds and their range."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
-
-    games = sorted({curve.game for curve in curves})
-    figure, axes = plt.subplots(
-        1, len(games), figsize=(1 + 4 * len(games), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, game in zip(axes[0], games, strict=True):
-        for kind in KINDS:
-            mine = [c for c in curves if (c.game, c.kind) == (game, kind)]
-            if not mine:
-                continue
-            last = min(int(c.rows[-1]["steps"]) for c in mine)
-            steps = np.linspace(0, last, 60)[1:]
-            scores = np.array([c.line(steps) for c in mine])
-            shown = ~np.isnan(scores).any(0)
-            x, y, colour = steps[shown], scores[:, shown], COLOURS[kind]
-            axis.plot(x, y.mean(0), color=colour)
-            axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.set(title=game, xlabel="thousands of actions")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
-    axes[0, 0].set_ylabel("return, last 100 games")
-    drawn = [kind for kind in KINDS if any(c.kind == kind for c in curves)]
-    lines = [Line2D([], [], color=COLOURS[kind], label=NAMES[kind]) for kind in drawn]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
-    plt.close(figure)
-
-
-def _page(curves: Sequence[Curve], groups: Sequence[Group]) -> str:
+def _page(
+    curves: Sequence[Curve], groups: Sequence[Group], changed: Sequence[Mapping[str, Any]]
+) -> str:
     chance = {c.game: c for c in curves if c.kind == "random"}
     lines = [
         "# Do objects help an agent?",
@@ -278,11 +125,42 @@ def _page(curves: Sequence[Curve], groups: Sequence[Group]) -> str:
     for group in groups:
         mine = [c for c in curves if c.group == group]
         lines += [f"## {group.algo.upper()}, {group.budget:,} actions", ""]
-        lines += [f"![learning curves](agents/{_name(group)}.png)", ""]
+        lines += [f"![learning curves](agents/{group.name}.png)", ""]
         header = ["game", "sees", "seeds", "learning, 1/4", "1/2", "all", "evaluated", "best"]
         lines += [table([*header, "CPU-s", "wall-s"], _cells(mine, chance)), ""]
         lines += [*_told(mine), "", *_summary(mine, chance), ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *_robustness(changed, chance)]).rstrip() + "\n"
+
+
+def _robustness(changed: Sequence[Mapping[str, Any]], chance: Mapping[str, Curve]) -> list[str]:
+    """Say what agents come to where the game looks different."""
+    means = {(entry["agent"], entry["change"]): np.mean(entry["returns"]) for entry in changed}
+    rows = []
+    for entry in sorted(changed, key=lambda e: (e["env"], e["agent"], e["change"] != "unchanged")):
+        agent, change = entry["agent"], entry["change"]
+        mean, spread = means[agent, change], np.std(entry["returns"])
+        gained = means.get((agent, "unchanged"), np.nan) - chance[_game(entry)].last()
+        kept = (mean - chance[_game(entry)].last()) / gained if gained > 0 else np.nan
+        share = NONE if change == "unchanged" or np.isnan(kept) else f"{kept:.2f}"
+        cells = [f"{mean:.1f} ± {spread:.1f}", f"{len(entry['returns'])}", share]
+        rows.append([_game(entry), agent, change, *cells])
+    if not rows:
+        return []
+    return [
+        "## When the game looks different",
+        "",
+        "Agents as they were trained play games whose frames are changed before anything looks at "
+        "them (`python -m objrl.agents.robustness`): *recoloured*, all that is not the usual "
+        "picture has other colours; *hidden*, the objects of a class are not drawn. *Kept* is the "
+        "share of what an agent plays better than chance that is left of it; whole games, "
+        "likeliest actions, mean ± spread of the games.",
+        "",
+        table(["game", "agent", "change", "return", "games", "kept"], rows),
+    ]
+
+
+def _game(entry: Mapping[str, Any]) -> str:
+    return str(entry["env"]).removeprefix("ALE/").removesuffix("-v5")
 
 
 def _cells(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[list[str]]:

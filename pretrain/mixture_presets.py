@@ -226,6 +226,7 @@ MIXTURES: dict[str, Mixture] = {
         _RMONET_FAST,
         scenes="dsprites_grey",
         model=replace(_RMONET_FAST.model, vae=_LARGER, anchors=(16.0, 24.0, 32.0, 48.0, 64.0)),
+        steps=4000,
         batch=16,
     ),
     "econ-paper-sprites": _ECON,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from benchmarks import agents
-from benchmarks.agents import COLUMNS, AgentsConfig, interquartile_mean, main
+from benchmarks.agents import AgentsConfig, interquartile_mean, main
+from benchmarks.curves import COLUMNS, Curve, Group
 from objrl.agents import compare
 from objrl.agents.agent import AGENT
 from objrl.agents.compare import CompareConfig, Run, plan
@@ -130,7 +132,14 @@ def test_the_page_says_what_the_curves_say_and_keeps_it(
             write_run(runs / f"Pong-{kind}-ppo-200-{seed}", 200, score, score + 1)
     write_run(runs / "Pong-space-ppo-200-2", 100, 9.0, "")
     write_run(runs / "another-thing", 100, 9.0, "")
+    (tmp_path / "agents").mkdir()
+    played = {"agent": "pong-1", "env": "ALE/Pong-v5", "seed": 0}
+    changes = [{"change": "unchanged", "returns": [-0.5]}]
+    changes += [{"change": "recoloured", "returns": [-14.5, -16.5]}]
+    (tmp_path / "agents" / "robustness.json").write_text(json.dumps([played | c for c in changes]))
     page = main(config)
+    assert "| Pong | pong-1 | unchanged | -0.5 ± 0.0 | 1 | — |" in page
+    assert "| Pong | pong-1 | recoloured | -15.5 ± 1.0 | 2 | 0.25 |" in page
     assert "## PPO, 200 actions" in page
     row = next(line for line in page.splitlines() if "slots of SPACE" in line)
     assert "2 (and 1 under way)" in row
@@ -155,7 +164,7 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
 
 def test_a_curve_is_straight_between_its_entries_and_ends_with_them() -> None:
     rows = [{"steps": "90", "score": "1"}, {"steps": "104", "score": "5"}]
-    curve = agents.Curve("Pong", "ram", agents.Group("ppo", 100), 0, tuple(rows))
+    curve = Curve("Pong", "ram", Group("ppo", 100), 0, tuple(rows))
     assert curve.last() == 5
     line = curve.line(np.array([50.0, 89.5, 90.0, 97.0, 105.0]))
     assert np.array_equal(line, [np.nan, 1, 1, 3, np.nan], equal_nan=True)

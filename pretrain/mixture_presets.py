@@ -121,6 +121,11 @@ class EconRecipe(MixtureRecipe):
     """Weight of the shapes' KL. C.4 swaps these two, and so leaves its own ranges."""
     temperature: Linear = field(default_factory=lambda: Linear(1.0))
     """Of the competition, in nats; the paper's is 1."""
+    alone: float = 0.0
+    """Until when (in `unit`) two experts learn alone; then the one that wins most is copied over
+    all that have not learnt yet."""
+    balance: float = 0.0
+    """Nats by which an expert becomes dearer with every step in which it wins twice its share."""
 
 
 _SMALL = MonetConfig(
@@ -240,15 +245,26 @@ MIXTURES: dict[str, Mixture] = {
     ),
     "econ-sprites": replace(
         _ECON,
-        model=replace(_ECON.model, z_what=3, attention=(16, 32, 32, 32), blocks=3, features=16),
-        steps=3000,
+        model=replace(
+            _ECON.model,
+            z_what=3,
+            attention=(16, 32, 32, 32),
+            blocks=3,
+            features=16,
+            # With the KL, to take half of everything costs nothing; then all know the background.
+            entropy=0.0,
+            taken=0.12,
+        ),
+        steps=2400,
         unit="run",
         batch=16,
-        lr=1e-3,
+        lr=2e-3,
         decay=Linear(1.0, 0.1, 0.7, 1.0),
         beta=0.25,
-        # Shapes that weigh much before colours are learnt let all take a bit of everything.
-        gamma=Linear(0.5, 2.0, 0.2, 0.6),
-        temperature=Linear(300.0, 5.0, 0.0, 0.4),
+        # Shapes that weigh much before colours are learnt let all take nothing.
+        gamma=Linear(0.2, 2.0, 0.35, 0.7),
+        temperature=Linear(300.0, 5.0, 0.0, 0.3),
+        alone=0.45,
+        balance=5.0,
     ),
 }

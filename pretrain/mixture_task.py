@@ -30,6 +30,11 @@ from objrl.pretrain.mixture_presets import (
 )
 from objrl.pretrain.pseudo_boxes import pseudo_boxes
 
+_ALONE = 2
+"""Experts of an ECON that learn before the others."""
+_CHANGED = 0.02
+"""How much, relatively, a copy of an expert is changed at random."""
+
 Terms = dict[str, Tensor]
 """(B,) nats by name."""
 
@@ -170,17 +175,59 @@ class RmonetTask(MixtureTask[RmonetRecipe]):
 
 
 class EconTask(MixtureTask[EconRecipe]):
-    """ECON's loss (its eq. 13)."""
+    """ECON's loss (its eq. 13), and who competes.
+
+    Two experts learn in a fraction of the time in which four learn the same, and part as figure and
+    ground; copies of the first then have only the classes to part by. What keeps one of them from
+    taking them all is that who wins much becomes dearer, as in mixtures of experts (Wang et al.
+    2024, arXiv 2408.15664).
+
+    Attributes:
+        handicap: (K,) nats that experts are dearer while training; infinity of those that wait.
+        share: (K,) how much of the parts each has won lately.
+    """
 
     model_name = "econ"
+    handicap: Tensor
+    share: Tensor
 
     def __init__(self, recipe: EconRecipe) -> None:
         super().__init__(recipe, Econ(recipe.model))
+        self.register_buffer("handicap", torch.zeros(recipe.model.experts))
+        self.register_buffer("share", torch.zeros(recipe.model.experts))
+        if recipe.alone:
+            self.handicap[_ALONE:] = torch.inf
 
     def objective(self, image: Tensor, at: float) -> tuple[Scene, Terms, dict[str, float]]:
         """As `MixtureTask.objective`."""
         recipe, model = self.recipe, self.model
         assert isinstance(model, Econ)
-        out = model(image, recipe.temperature(at))
+        if model.training and at >= recipe.alone:
+            self._let_in()
+        out = model(image, recipe.temperature(at), self.handicap)
+        if model.training:
+            self._adapt(out.winner)
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
         return model.scene(out), econ_terms(out, recipe.model.sigma), weights
+
+    def _let_in(self) -> None:
+        """Make the experts that wait copies of the one that has won most, a little changed."""
+        waiting = self.handicap.isinf().nonzero()[:, 0].tolist()
+        if not waiting:
+            return
+        experts = self.model.get_submodule("experts")
+        first = experts.get_submodule(str(int(self.share.argmax())))
+        for number in waiting:
+            copy = experts.get_submodule(str(number))
+            copy.load_state_dict(first.state_dict())
+            with torch.no_grad():
+                for parameter in copy.parameters():
+                    parameter.mul_(1 + _CHANGED * torch.randn_like(parameter))
+        self.handicap.zero_()
+
+    def _adapt(self, winner: Tensor) -> None:
+        """Make those dearer that won more than their share of (B, T)."""
+        won = torch.bincount(winner.flatten(), minlength=len(self.share)) / winner.numel()
+        self.share.lerp_(won, 0.05)
+        if self.handicap.isfinite().all():
+            self.handicap += self.recipe.balance * (len(won) * won - 1)

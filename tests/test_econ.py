@@ -83,6 +83,40 @@ def test_training_draws_winners_by_their_costs() -> None:
     assert set(cold.tolist()) <= {1, 2}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_who_has_an_infinite_handicap_takes_no_part(training: bool) -> None:
+    model, inf = build().train(training), torch.inf
+    same = image(1).expand(64, -1, -1, -1)
+    out = model(same, temperature=1e9, handicap=torch.tensor([inf, 0.0, inf]))
+    assert (out.winner == 1).all()
+
+
+def test_a_handicap_makes_dearer_where_winners_are_drawn() -> None:
+    model = build()
+    same = image(1).expand(64, -1, -1, -1)
+    dear = torch.tensor([1e6, 1e6, 0.0])
+    assert (model(same, temperature=10.0, handicap=dear).winner == 2).all()
+    best = model.eval()(same).winner
+    assert torch.equal(model(same, handicap=dear - dear.min()).winner, best)
+
+
+@pytest.mark.parametrize("taken", [0.1, 0.9])
+def test_attention_begins_with_the_share_that_is_asked_for(taken: float) -> None:
+    out = build(replace(SMALL, taken=taken))(image())
+    assert abs(out.part.region[:, 0].mean() - taken) < 0.06
+    with pytest.raises(ValueError, match="taken: expected a share between 0 and 1, got 1"):
+        replace(SMALL, taken=1.0)
+
+
+def test_without_entropy_half_a_pixel_costs_something() -> None:
+    q, p = torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75])
+    kl, cross = (build(replace(SMALL, entropy=e)).known[0]._shape_cost(q, p) for e in (1.0, 0.0))
+    torch.testing.assert_close(kl, torch.tensor([0.0, -math.log(0.75)]), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        cross, torch.tensor([math.log(2), -math.log(0.75)]), atol=2e-4, rtol=0
+    )
+
+
 def test_only_winners_learn() -> None:
     model = build(replace(SMALL, layers=2))
     out = model(image(1), temperature=1e-3)

@@ -26,6 +26,10 @@ from objrl.nn.unet import UNet
 _LEAST = 1e-5
 """Probabilities count as this much at least and as one less this much at most; ours."""
 
+_MOST = 4.6
+"""Logits of attention are this much at most, so that 1 in 100 of a pixel stays to learn from; ours,
+after GENESIS-V2's."""
+
 
 @dataclass(frozen=True)
 class EconConfig:
@@ -49,6 +53,11 @@ class EconConfig:
     """Standard deviation of a pixel; the paper names none."""
     appearance: float = 1.0
     """lambda: how much colours count in the competition, beside shapes."""
+    entropy: float = 1.0
+    """How much of a region's entropy L_r (eq. 12) has. 1 is the paper's KL, by which half of every
+    pixel costs nothing; 0 the cross entropy, by which regions should be here or there."""
+    taken: float = 0.5
+    """Share of what is left that attention takes before it has learnt anything."""
 
     def __post_init__(self) -> None:
         check_slots(self.layers)
@@ -57,6 +66,8 @@ class EconConfig:
                 f"expected 1 expert or more and at most {min(self.frame_size).bit_length() - 1} "
                 f"blocks for a canvas of {self.frame_size}, got {self.experts} and {self.blocks}"
             )
+        if not 0 < self.taken < 1:
+            raise ValueError(f"taken: expected a share between 0 and 1, got {self.taken}")
 
     def with_slots(self, count: int) -> EconConfig:
         """Return the same with another T, which training does not fix."""
@@ -135,7 +146,11 @@ class Econ(MixtureDetector):
         return [expert for expert in self.experts if isinstance(expert, Expert)]
 
     def forward(
-        self, image: Tensor, temperature: float = 1.0, sample: bool | None = None
+        self,
+        image: Tensor,
+        temperature: float = 1.0,
+        handicap: Tensor | None = None,
+        sample: bool | None = None,
     ) -> EconOutput:
         """Take (B, 3, H, W) images apart.
 
@@ -143,14 +158,22 @@ class Econ(MixtureDetector):
             image: in [0, 1].
             temperature: of the softmax of costs by which winners are drawn, in nats; the larger,
                 the more chance decides.
+            handicap: (K,) nats that experts are dearer where winners are drawn; those of infinity
+                take no part, drawn or not. None for 0.
             sample: draw codes and winners, or take means and the cheapest; None: as the module is
                 in training.
         """
-        explain = self._drawn if (self.training if sample is None else sample) else self._best
+        drawn = self.training if sample is None else sample
+        if handicap is None:
+            handicap = image.new_zeros(self.config.experts)
         scope = torch.ones_like(image[:, :1])
         scopes, parts, winners = [], [], []
         for step in range(self.config.layers):
-            part, winner = explain(image, scope, step == self.config.layers - 1, temperature)
+            last = step == self.config.layers - 1
+            if drawn:
+                part, winner = self._drawn(image, scope, last, temperature, handicap)
+            else:
+                part, winner = self._best(image, scope, last, handicap.isinf())
             scopes.append(scope)
             parts.append(part)
             winners.append(winner)
@@ -159,22 +182,24 @@ class Econ(MixtureDetector):
             torch.stack(scopes, 1), torch.stack(winners, 1), Part.join(parts, _side_by_side)
         )
 
-    def _best(self, image: Tensor, scope: Tensor, last: bool, _: float) -> tuple[Part, Tensor]:
-        """Return the part of the cheapest expert, and (B,) who that is."""
+    def _best(self, image: Tensor, scope: Tensor, last: bool, out: Tensor) -> tuple[Part, Tensor]:
+        """Return the part of the cheapest expert but those that are out, and (B,) who that is."""
         parts = [expert(image, scope, last, False) for expert in self.experts]
         every = Part.join(parts, _side_by_side)
-        winner = self._price(every.cost).argmin(1)
+        winner = self._price(every.cost).masked_fill(out, torch.inf).argmin(1)
         row = torch.arange(len(image), device=image.device)
         return every.map(lambda field: field[row, winner]), winner
 
     def _drawn(
-        self, image: Tensor, scope: Tensor, last: bool, temperature: float
+        self, image: Tensor, scope: Tensor, last: bool, temperature: float, handicap: Tensor
     ) -> tuple[Part, Tensor]:
         """Return the part of an expert drawn by its costs; only the winners get gradients."""
         with torch.no_grad():
-            every = [expert(image, scope, last, True).cost for expert in self.experts]
-            odds = torch.softmax(-self._price(torch.stack(every, 1)) / temperature, 1)
-            winner = torch.multinomial(odds, 1)[:, 0]
+            price = handicap.repeat(len(image), 1)
+            for number in handicap.isfinite().nonzero()[:, 0].tolist():
+                part: Part = self.experts[number](image, scope, last, True)
+                price[:, number] += self._price(part.cost)
+            winner = torch.multinomial(torch.softmax(-price / temperature, 1), 1)[:, 0]
         order, parts = [], []
         for number, expert in enumerate(self.experts):
             mine = (winner == number).nonzero()[:, 0]
@@ -185,7 +210,7 @@ class Econ(MixtureDetector):
         return Part.join(parts, torch.cat).map(lambda field: field[back]), winner
 
     def _price(self, cost: Tensor) -> Tensor:
-        """(B, K, 3) -> (B, K) what decides the competition (section 5.2)."""
+        """(..., 3) -> (...) what decides the competition (section 5.2)."""
         return self.config.appearance * cost[..., 0] + cost[..., 2]
 
     def explain(self, image: Tensor) -> Scene:
@@ -240,6 +265,9 @@ class Expert(nn.Module):
         super().__init__()
         self.config = config
         self.attention = UNet(4, 1, config.frame_size, config.attention)
+        with torch.no_grad():
+            assert self.attention.out.bias is not None
+            self.attention.out.bias += math.log(config.taken / (1 - config.taken))
         layers: list[nn.Module] = []
         before, (height, width) = 4, config.frame_size
         for _ in range(config.blocks):
@@ -267,8 +295,9 @@ class Expert(nn.Module):
         region = scope
         if not last:
             seen = torch.cat([image, scope.clamp(min=_LEAST).log()], 1)
-            # Of a bfloat16 logit a sigmoid is soon 1 for good, and what is taken never comes back.
-            region = scope * torch.sigmoid(self.attention(seen).float())
+            # In bfloat16 a sigmoid is soon 1 for good; beyond some nats it hardly learns any more.
+            logit = self.attention(seen).float()
+            region = scope * torch.sigmoid(_MOST * torch.tanh(logit / _MOST))
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
         painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
@@ -276,9 +305,16 @@ class Expert(nn.Module):
         cost = [
             far.flatten(1).sum(1),
             gaussian_kl(code, 0.0, 1.0).sum(1),
-            _bernoulli_kl(region, scope * shape).flatten(1).sum(1),
+            self._shape_cost(region, scope * shape).flatten(1).sum(1),
         ]
         return Part(region, code, mean, shape, torch.stack(cost, 1))
+
+    def _shape_cost(self, q: Tensor, p: Tensor) -> Tensor:
+        """Bernoulli's cross entropy of each pixel, less q's entropy, or a part of that."""
+        q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (q, p))
+        weight = self.config.entropy
+        here = q * (weight * q.log() - p.log())
+        return here + (1 - q) * (weight * (1 - q).log() - (1 - p).log())
 
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""
@@ -299,9 +335,3 @@ def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
     numbers = output.part.mean[0, 0].numel()
     constant = numbers * (0.5 * math.log(2 * math.pi) + math.log(sigma))
     return {"nll": far + constant, "kl_what": kl_what, "kl_mask": kl_mask}
-
-
-def _bernoulli_kl(q: Tensor, p: Tensor) -> Tensor:
-    """KL(Bernoulli(q) || Bernoulli(p)) of each pixel."""
-    q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (q, p))
-    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()

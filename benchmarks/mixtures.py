@@ -2,9 +2,10 @@
 
     .venv/bin/python -m benchmarks.mixtures --runs runs/mixtures
 
-Every run is a folder of `objrl pretrain`, called after its preset, e.g.
-`objrl pretrain --preset rmonet-tetris --out runs/mixtures/rmonet-tetris`. Each is scored on scenes
-of the set that it learnt and on the same in one colour, drawn by a seed of their own.
+The shipped ones, and runs: folders of `objrl pretrain`, called after their presets, e.g.
+`objrl pretrain --preset rmonet-tetris --out runs/mixtures/rmonet-tetris`; a run stands for shipped
+weights of its name. Each is scored on scenes of the set that it learnt and on the same in one
+colour, drawn by a seed of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from objrl.pretrain.run import WEIGHTS
 from objrl.pretrain.scene_scores import LabelledScenes, baselines, read_scenes, score_scenes
 from objrl.pretrain.scenes import Fill, Which
 from objrl.pretrain.stills import ScenesConfig, generate_stills
-from objrl.weights import read_header
+from objrl.weights import list_weights, read_header
+
+MIXTURES = ("econ", "iodine", "monet", "rmonet")
 
 _COLUMNS = ("ari_fg", "covering_fg", "mask_ap50", "count_right", "mse")
 _TOLD = ("r2_x", "r2_y", "r2_size", "r2_red", "r2_green", "r2_blue", "accuracy_kind")
@@ -62,30 +65,29 @@ def main(config: MixturesConfig) -> str:
     torch.set_num_threads(1)
     rows: dict[str, list[list[str]]] = {"own": [], "same": [], "told": [], "experts": []}
     seen: set[tuple[Which, Fill]] = set()
-    runs = sorted(path.parent for path in config.runs.glob(f"*/{WEIGHTS}"))
-    if not runs:
-        raise FileNotFoundError(f"{config.runs}: expected runs of `objrl pretrain`, found none")
-    for run in tqdm(runs, unit="run"):
-        header = read_header(run / WEIGHTS)
+    weights = {w.name: w.name for w in list_weights() if w.model in MIXTURES}
+    weights |= {path.parent.name: str(path) for path in config.runs.glob(f"*/{WEIGHTS}")}
+    for name in tqdm(sorted(weights), unit="model"):
+        header = read_header(weights[name])
         which = next((w for w in get_args(Which) if header["data"]["env_id"] == w), None)
         if which is None:
-            print(f"left out: {run}, which learnt from {header['data']['env_id']}")
+            print(f"left out: {name}, which learnt from {header['data']['env_id']}")
             continue
-        perceiver = objrl.load(run / WEIGHTS, device="cpu")
+        perceiver = objrl.load(weights[name], device="cpu")
         for fill in _fills(which):
             scenes = _labelled(config, which, fill)
             if (which, fill) not in seen:
                 seen.add((which, fill))
-                for name, scores in baselines(scenes).items():
-                    rows[fill].append([which, f"{name}, no learning", *_cells(scores), *[NONE] * 3])
+                for kind, scores in baselines(scenes).items():
+                    rows[fill].append([which, f"{kind}, no learning", *_cells(scores), *[NONE] * 3])
             scores = score_scenes(perceiver, scenes)
             paper = PAPERS.get((header["model"], which), NONE) if fill == "own" else NONE
             cost = [f"{header['training'][name]:,.0f}" for name in ("steps", "cpu_seconds")]
-            rows[fill].append([which, run.name, *_cells(scores), *cost, paper])
+            rows[fill].append([which, name, *_cells(scores), *cost, paper])
             if fill == "own":
-                rows["told"].append([run.name, *_cells(scores, ("matched", *_TOLD))])
+                rows["told"].append([name, *_cells(scores, ("matched", *_TOLD))])
                 if "expert_nmi" in scores:
-                    rows["experts"].append([run.name, *_cells(scores, _EXPERTS)])
+                    rows["experts"].append([name, *_cells(scores, _EXPERTS)])
     page = _page(config, rows)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out, page.encode())

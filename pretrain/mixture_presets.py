@@ -122,8 +122,8 @@ class EconRecipe(MixtureRecipe):
     temperature: Linear = field(default_factory=lambda: Linear(1.0))
     """Of the competition, in nats; the paper's is 1."""
     alone: float = 0.0
-    """Until when (in `unit`) two experts learn alone; then the one that wins most is copied over
-    all that have not learnt yet."""
+    """Until when (in `unit`) one expert learns, against the mean colour of what is left; then it is
+    copied over the others."""
     balance: float = 0.0
     """Nats by which an expert becomes dearer with every step in which it wins twice its share."""
 
@@ -264,7 +264,7 @@ MIXTURES: dict[str, Mixture] = {
         # Shapes that weigh much before colours are learnt let all take nothing.
         gamma=Linear(0.2, 2.0, 0.35, 0.7),
         temperature=Linear(300.0, 5.0, 0.0, 0.3),
-        alone=0.45,
+        alone=0.35,
         balance=5.0,
     ),
 }

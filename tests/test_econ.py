@@ -110,11 +110,27 @@ def test_attention_begins_with_the_share_that_is_asked_for(taken: float) -> None
 
 def test_without_entropy_half_a_pixel_costs_something() -> None:
     q, p = torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.75])
-    kl, cross = (build(replace(SMALL, entropy=e)).known[0]._shape_cost(q, p) for e in (1.0, 0.0))
+    q, p = q.view(2, 1, 1, 1), p.view(2, 1, 1, 1)
+    kl, cross = (build(replace(SMALL, entropy=e)).known[0].unlike(q, p) for e in (1.0, 0.0))
     torch.testing.assert_close(kl, torch.tensor([0.0, -math.log(0.75)]), atol=2e-4, rtol=0)
-    torch.testing.assert_close(
-        cross, torch.tensor([math.log(2), -math.log(0.75)]), atol=2e-4, rtol=0
-    )
+    expected = torch.tensor([math.log(2), -math.log(0.75)])
+    torch.testing.assert_close(cross, expected, atol=2e-4, rtol=0)
+
+
+def test_a_flat_ground_has_the_mean_colour_of_what_is_left() -> None:
+    model, seen = build().eval(), image()
+    with torch.no_grad():
+        out, usual = model(seen, flat=True), model(seen)
+    scope = out.scope[:, -1]
+    assert torch.equal(out.part.region[:, -1], scope)
+    assert torch.equal(out.scope, usual.scope), "the steps before are as ever"
+    for b in range(len(seen)):
+        colour = [float((scope[b, 0] * seen[b, c]).sum() / scope[b, 0].sum()) for c in range(3)]
+        assert out.part.mean[b, -1, :, 3, 4].tolist() == pytest.approx(colour, abs=1e-5)
+    far = scope * (seen - out.part.mean[:, -1]).square() / (2 * SMALL.sigma**2)
+    torch.testing.assert_close(out.part.cost[:, -1, 0], far.flatten(1).sum(1))
+    assert (out.part.cost[:, -1, 1] == 0).all()
+    assert (out.winner[:, -1] == 0).all()
 
 
 def test_only_winners_learn() -> None:

@@ -150,6 +150,7 @@ class Econ(MixtureDetector):
         image: Tensor,
         temperature: float = 1.0,
         handicap: Tensor | None = None,
+        flat: bool = False,
         sample: bool | None = None,
     ) -> EconOutput:
         """Take (B, 3, H, W) images apart.
@@ -160,6 +161,8 @@ class Econ(MixtureDetector):
                 the more chance decides.
             handicap: (K,) nats that experts are dearer where winners are drawn; those of infinity
                 take no part, drawn or not. None for 0.
+            flat: paint what is left for the last step in its mean colour, instead of by an expert;
+                the winner there counts as the first.
             sample: draw codes and winners, or take means and the cheapest; None: as the module is
                 in training.
         """
@@ -170,7 +173,9 @@ class Econ(MixtureDetector):
         scopes, parts, winners = [], [], []
         for step in range(self.config.layers):
             last = step == self.config.layers - 1
-            if drawn:
+            if last and flat:
+                part, winner = self._flat(image, scope)
+            elif drawn:
                 part, winner = self._drawn(image, scope, last, temperature, handicap)
             else:
                 part, winner = self._best(image, scope, last, handicap.isinf())
@@ -208,6 +213,18 @@ class Econ(MixtureDetector):
                 parts.append(expert(image[mine], scope[mine], last, True))
         back = torch.cat(order).argsort()
         return Part.join(parts, torch.cat).map(lambda field: field[back]), winner
+
+    def _flat(self, image: Tensor, scope: Tensor) -> tuple[Part, Tensor]:
+        """Return what is left in its mean colour, which needs no code, and the first as (B,)."""
+        mean = (scope * image).sum((2, 3), True) / scope.sum((2, 3), True).clamp(min=_LEAST)
+        code = image.new_zeros(len(image), self.config.z_what)
+        far = self.known[0].far(image, scope, mean)
+        shape = torch.ones_like(scope)
+        unsure = self.known[0].unlike(scope, scope * shape)
+        cost = torch.stack([far, torch.zeros_like(far), unsure], 1)
+        known = Gaussian(code, torch.ones_like(code))
+        winner = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        return Part(scope, known, mean.expand_as(image), shape, cost), winner
 
     def _price(self, cost: Tensor) -> Tensor:
         """(..., 3) -> (...) what decides the competition (section 5.2)."""
@@ -301,20 +318,25 @@ class Expert(nn.Module):
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
         painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
-        far = region * (image - mean).square() / (2 * self.config.sigma**2)
         cost = [
-            far.flatten(1).sum(1),
+            self.far(image, region, mean),
             gaussian_kl(code, 0.0, 1.0).sum(1),
-            self._shape_cost(region, scope * shape).flatten(1).sum(1),
+            self.unlike(region, scope * shape),
         ]
         return Part(region, code, mean, shape, torch.stack(cost, 1))
 
-    def _shape_cost(self, q: Tensor, p: Tensor) -> Tensor:
-        """Bernoulli's cross entropy of each pixel, less q's entropy, or a part of that."""
-        q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (q, p))
+    def far(self, image: Tensor, region: Tensor, mean: Tensor) -> Tensor:
+        """Return (B,) L_x, of a region that is painted as `mean` (eq. 10)."""
+        error = region * (image - mean).square() / (2 * self.config.sigma**2)
+        return error.flatten(1).sum(1)
+
+    def unlike(self, region: Tensor, expected: Tensor) -> Tensor:
+        """Return (B,) L_r: cross entropy, less the region's entropy or a part of it (eq. 12)."""
+        q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (region, expected))
         weight = self.config.entropy
         here = q * (weight * q.log() - p.log())
-        return here + (1 - q) * (weight * (1 - q).log() - (1 - p).log())
+        cost = here + (1 - q) * (weight * (1 - q).log() - (1 - p).log())
+        return cost.flatten(1).sum(1)
 
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""

@@ -122,8 +122,9 @@ class EconRecipe(MixtureRecipe):
     temperature: Linear = field(default_factory=lambda: Linear(1.0))
     """Of the competition, in nats; the paper's is 1."""
     alone: float = 0.0
-    """Until when (in `unit`) one expert learns, against the mean colour of what is left; then it is
-    copied over the others."""
+    """Until when (in `unit`) one expert learns, against the mean colour of what is left."""
+    pair: float = 0.0
+    """Until when two learn from then on; then the one that wins most is copied over the others."""
     balance: float = 0.0
     """Nats by which an expert becomes dearer with every step in which it wins twice its share."""
 
@@ -255,7 +256,7 @@ MIXTURES: dict[str, Mixture] = {
             entropy=0.0,
             taken=0.12,
         ),
-        steps=2400,
+        steps=1800,
         unit="run",
         batch=16,
         lr=2e-3,
@@ -264,7 +265,8 @@ MIXTURES: dict[str, Mixture] = {
         # Shapes that weigh much before colours are learnt let all take nothing.
         gamma=Linear(0.2, 2.0, 0.35, 0.7),
         temperature=Linear(300.0, 5.0, 0.0, 0.3),
-        alone=0.35,
+        alone=0.3,
+        pair=0.45,
         balance=5.0,
     ),
 }

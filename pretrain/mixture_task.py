@@ -176,20 +176,24 @@ class EconTask(MixtureTask[EconRecipe]):
     """ECON's loss (its eq. 13), and who competes.
 
     As long as the recipe says, one expert learns alone, against the mean colour of what is left: so
-    it takes what stands out, and no expert for the background has learnt to paint that. Its copies
-    then have the classes to part by. What keeps one of them from taking all is that who wins much
-    becomes dearer, as in mixtures of experts (Wang et al. 2024, arXiv 2408.15664).
+    it takes what stands out, and no expert for the background has learnt to paint that. Then a
+    second comes in, and they part as figure and ground; then the others, as copies of the figure,
+    that have only the classes to part by. What keeps one of them from taking all is that who wins
+    much becomes dearer, as in mixtures of experts (Wang et al. 2024, arXiv 2408.15664).
 
     Attributes:
         handicap: (K,) nats that experts are dearer while training; infinity of those that wait.
+        share: (K,) how much of the parts each has won lately.
     """
 
     model_name = "econ"
     handicap: Tensor
+    share: Tensor
 
     def __init__(self, recipe: EconRecipe) -> None:
         super().__init__(recipe, Econ(recipe.model))
         self.register_buffer("handicap", torch.zeros(recipe.model.experts))
+        self.register_buffer("share", torch.zeros(recipe.model.experts))
         if recipe.alone:
             self.handicap[1:] = torch.inf
 
@@ -197,27 +201,29 @@ class EconTask(MixtureTask[EconRecipe]):
         """As `MixtureTask.objective`."""
         recipe, model = self.recipe, self.model
         assert isinstance(model, Econ)
-        alone = at < recipe.alone
-        if model.training and not alone:
-            self._let_in()
-        out = model(image, recipe.temperature(at), self.handicap, flat=alone)
-        if model.training and not alone:
+        if model.training and at >= recipe.alone:
+            self._let_in(2 if at < recipe.pair else len(self.handicap))
+        out = model(image, recipe.temperature(at), self.handicap, flat=at < recipe.alone)
+        if model.training:
             self._adapt(out.winner)
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
         return model.scene(out), econ_terms(out, recipe.model.sigma), weights
 
-    def _let_in(self) -> None:
-        """Make the experts that wait copies of the first, a little changed."""
+    def _let_in(self, count: int) -> None:
+        """Make experts that wait copies of the one that wins most, a little changed."""
         experts = self.model.get_submodule("experts")
-        for number in self.handicap.isinf().nonzero()[:, 0].tolist():
+        first = experts.get_submodule(str(int(self.share.argmax())))
+        for number in self.handicap[:count].isinf().nonzero()[:, 0].tolist():
             copy = experts.get_submodule(str(number))
-            copy.load_state_dict(experts.get_submodule("0").state_dict())
+            copy.load_state_dict(first.state_dict())
             with torch.no_grad():
                 for parameter in copy.parameters():
                     parameter.mul_(1 + _CHANGED * torch.randn_like(parameter))
             self.handicap[number] = 0
 
     def _adapt(self, winner: Tensor) -> None:
-        """Make those dearer that won more than their share of (B, T)."""
-        won = torch.bincount(winner.flatten(), minlength=len(self.handicap)) / winner.numel()
-        self.handicap += self.recipe.balance * (len(won) * won - 1)
+        """Make those dearer that won more than their share of (B, T), once none waits."""
+        won = torch.bincount(winner.flatten(), minlength=len(self.share)) / winner.numel()
+        self.share.lerp_(won, 0.05)
+        if self.handicap.isfinite().all():
+            self.handicap += self.recipe.balance * (len(won) * won - 1)

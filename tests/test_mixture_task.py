@@ -180,25 +180,28 @@ def test_scenes_are_drawn_where_no_frames_are_given(
         train(TrainConfig(preset="space-fast"))
 
 
-def test_one_expert_learns_first_and_is_copied() -> None:
+def test_experts_of_an_econ_come_in_one_after_the_other() -> None:
     torch.manual_seed(0)
     recipe = MIXTURES["econ-sprites"]
     assert isinstance(recipe, EconRecipe)
-    task = EconTask(replace(recipe, alone=0.5, balance=3.0)).train()
+    task = EconTask(replace(recipe, alone=0.3, pair=0.5, balance=3.0)).train()
     experts = [task.model.get_submodule(f"experts.{number}") for number in range(4)]
-    before = {name: value.clone() for name, value in experts[0].state_dict().items()}
-    batch = task.prepare(make_frames(4))
-    task(batch, 0.4)[0].backward()
+    batch, inf = task.prepare(make_frames(4)), torch.inf
+    task(batch, 0.2)[0].backward()
     learn = [any(p.grad is not None for p in expert.parameters()) for expert in experts]
     assert learn == [True, False, False, False]
-    assert task.handicap.tolist() == [0, torch.inf, torch.inf, torch.inf]
-    task.eval()(batch, 0.6)
+    assert task.handicap.tolist() == [0, inf, inf, inf]
+    task.eval()(batch, 0.4)
     assert task.handicap[1].isinf(), "held-out frames change nothing"
-    task.train()(batch, 0.6)
-    for copy in experts[1:]:
+    task.train()(batch, 0.4)
+    assert task.handicap.tolist() == [0, 0, inf, inf]
+    task.share.copy_(torch.tensor([0.3, 0.7, 0.0, 0.0]))
+    task(batch, 0.6)
+    source = experts[1].state_dict()
+    for copy in experts[2:]:
         for name, value in copy.state_dict().items():
-            assert not torch.equal(value, before[name]) or not value.any(), name
-            torch.testing.assert_close(value, before[name], rtol=0.12, atol=1e-6)
+            assert not torch.equal(value, source[name]) or not value.any(), name
+            torch.testing.assert_close(value, source[name], rtol=0.12, atol=1e-6)
     won = task.handicap / 3.0 + 1  # of four parts a frame, by each
     assert won.sum().item() == pytest.approx(4)
     assert (won >= 0).all()

@@ -131,6 +131,7 @@ def train(config: TrainConfig) -> Path:
             course.finish(model)
     finally:
         envs.close()
+    print(f"wrote {out / AGENT}: {course.best:.1f}, the best of its evaluations")
     if config.video:
         film(load_agent(out / AGENT, device=config.device), out / VIDEO)
     return out / AGENT
@@ -230,8 +231,10 @@ class Clock:
     def stopped(self) -> Iterator[None]:
         """Do not count what is spent meanwhile."""
         wall, cpu = self.wall, self.cpu
-        yield
-        self._since = Clock(wall, cpu)._since
+        try:
+            yield
+        finally:
+            self._since = Clock(wall, cpu)._since
 
 
 class Course(BaseCallback):
@@ -268,12 +271,13 @@ class Course(BaseCallback):
         self._evaluated, self._kept = about["evaluated"], about["steps"]
 
     def finish(self, model: BaseAlgorithm) -> None:
-        """Evaluate what was learnt in the end, and write everything."""
+        """Evaluate what was learnt in the end, if that was not done yet, and write everything."""
         self.model = model
         self.num_timesteps = model.num_timesteps
-        self._keep()
-        self._evaluate()
-        self._keep()
+        if self._evaluated < self.num_timesteps:
+            self._keep()
+            self._evaluate()
+            self._keep()
         if self._rivals is not None:
             self._rivals.close()
 
@@ -306,19 +310,13 @@ class Course(BaseCallback):
 
     def _evaluate(self) -> None:
         """Play whole games with the likeliest actions; keep the best policy."""
+        try:
+            with self._clock.stopped():
+                scores = self._play()
+        except KeyboardInterrupt:
+            self._keep()  # the run goes on with these games
+            raise
         self._evaluated = self.num_timesteps
-        with self._clock.stopped():
-            if self._rivals is None:
-                self._rivals = self.agent.envs(
-                    min(self.config.episodes, 8),
-                    learning=False,
-                    seed=_derived(self.config.seed, 0, 1),  # no game that it learns from
-                    device=self.config.device,
-                    threads=self.config.threads,
-                )
-            scores, _ = evaluate_policy(
-                *(self.model, self._rivals, self.config.episodes), return_episode_rewards=True
-            )
         mean, spread = float(np.mean(scores)), float(np.std(scores))
         self._row(evaluated=mean, spread=spread)
         self.logger.record("eval/return", mean)
@@ -337,6 +335,31 @@ class Course(BaseCallback):
         save_agent(self.out / AGENT, self.agent, self.model, about)
         with replacing(self.out / ZIP) as temporary:
             self.model.save(temporary)
+
+    def _play(self) -> list[float]:
+        """Return what whole games come to; KeyboardInterrupt where the run is asked to stop."""
+        if self._rivals is None:
+            self._rivals = self.agent.envs(
+                min(self.config.episodes, 8),
+                learning=False,
+                seed=_derived(self.config.seed, 0, 1),  # no game that it learns from
+                device=self.config.device,
+                threads=self.config.threads,
+            )
+        with tqdm(total=self.config.episodes, unit="game", desc="plays", leave=False) as bar:
+
+            def after_a_step(here: dict[str, Any], _: dict[str, Any]) -> None:
+                bar.update(int(here["episode_counts"].sum()) - bar.n)
+                if self.stop():
+                    raise KeyboardInterrupt
+
+            scores, _ = evaluate_policy(
+                *(self.model, self._rivals, self.config.episodes),
+                callback=after_a_step,
+                return_episode_rewards=True,
+            )
+        assert isinstance(scores, list)
+        return scores
 
     def _keep(self) -> None:
         """Write a checkpoint and the curve."""
@@ -361,7 +384,9 @@ class Course(BaseCallback):
         write_atomically(self.out / CURVE, text.getvalue().encode())
 
     def _row(self, **more: float) -> None:
-        """Note how far it is; `score` is the mean return of the last 100 games."""
+        """Note how far it is, in one row; `score` is the mean return of the last 100 games."""
+        if self.rows and self.rows[-1]["steps"] == self.num_timesteps:
+            more = {**self.rows.pop(), **more}
         score = {"score": float(np.mean(self._returns))} if self._returns else {}
         self.rows.append(
             {

@@ -28,7 +28,8 @@ class WatchConfig:
     """Let a trained agent play, and film it with its objects drawn."""
 
     agent: tyro.conf.Positional[Path]
-    """agent.safetensors of a run, the run's folder, or the name of a shipped agent: pong."""
+    """agent.safetensors of a run, the run's folder, or the name of a shipped agent: pong or
+    space_invaders."""
     games: int = 1
     """How many to play."""
     out: Path = Path("watch.mp4")

@@ -195,16 +195,27 @@ def test_a_dqn_that_goes_on_has_forgotten_what_it_saw(
     assert found == [again]
 
 
-def test_who_is_stopped_while_the_end_is_evaluated_has_learnt_nothing_in_vain(
+def test_who_is_asked_to_stop_plays_no_more_games_and_plays_them_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    finish = Course.finish
+
+    def asked(course: Course, model: BaseAlgorithm) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        finish(course, model)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Course, "_evaluate", lambda course: signal.raise_signal(signal.SIGTERM))
-        train(config(tmp_path))
+        patch.setattr(Course, "finish", asked)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path))
     assert load_checkpoint(tmp_path / CHECKPOINT).about["steps"] == 64
     assert not (tmp_path / AGENT).exists()
     train(config(tmp_path, resume=True))
-    assert load_agent(tmp_path, device="cpu").about["steps"] == 64
+    found = rows(tmp_path)
+    assert found[-1]["evaluated"]
+    assert len({row["steps"] for row in found}) == len(found), "a row a time"
+    train(config(tmp_path, resume=True))
+    assert rows(tmp_path) == found, "what has ended is left as it is"
 
 
 @pytest.mark.parametrize(

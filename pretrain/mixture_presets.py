@@ -254,6 +254,7 @@ MIXTURES: dict[str, Mixture] = {
             features=16,
             # With the KL, to take half of everything costs nothing; then all know the background.
             entropy=0.0,
+            rest=1.0,
             taken=0.12,
         ),
         steps=1800,

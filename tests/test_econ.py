@@ -60,6 +60,23 @@ def test_the_cheapest_expert_wins_and_does_what_it_does_alone() -> None:
     assert torch.equal(by_shape(image()).winner[:, 0], shape_price.argmin(1))
 
 
+def test_what_is_left_may_count() -> None:
+    model = build(replace(SMALL, rest=1.0, appearance=0.5)).eval()
+    with torch.no_grad():
+        parts = [
+            expert(image(), torch.ones(4, 1, 16, 20), False, False) for expert in model.experts
+        ]
+        winner = model(image()).winner[:, 0]
+    price = []
+    for part in parts:
+        left = 1 - part.region
+        mean = (left * image()).mean((2, 3)) / left.mean((2, 3))
+        far = left * (image() - mean[..., None, None]).square() / (2 * SMALL.sigma**2)
+        torch.testing.assert_close(part.cost[:, 3], far.flatten(1).sum(1))
+        price.append(0.5 * (part.cost[:, 0] + part.cost[:, 3]) + part.cost[:, 2])
+    assert torch.equal(winner, torch.stack(price, 1).argmin(1))
+
+
 def test_the_order_of_experts_plays_no_part() -> None:
     model, other = build().eval(), build().eval()
     order = [2, 0, 1]
@@ -174,7 +191,7 @@ def test_the_terms_by_hand() -> None:
 
 
 def test_terms_are_sums_over_steps() -> None:
-    cost = torch.tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]])
+    cost = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]])
     none = torch.zeros(1, 2, 1, 1, 1)
     code = Gaussian(torch.zeros(1, 2, 2), torch.ones(1, 2, 2))
     mean = torch.zeros(1, 2, 3, 1, 1)

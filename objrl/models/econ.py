@@ -53,6 +53,9 @@ class EconConfig:
     """Standard deviation of a pixel; the paper names none."""
     appearance: float = 1.0
     """lambda: how much colours count in the competition, beside shapes."""
+    rest: float = 0.0
+    """How much what an expert leaves counts in the competition, as far as it is from its own mean
+    colour. In the paper it does not, so that who takes nothing is the cheapest."""
     entropy: float = 1.0
     """How much of a region's entropy L_r (eq. 12) has. 1 is the paper's KL, by which half of every
     pixel costs nothing; 0 the cross entropy, by which regions should be here or there."""
@@ -83,7 +86,8 @@ class Part:
         code: (B, L) q(z | x, r).
         mean: (B, 3, H, W) what it paints, mu.
         shape: (B, 1, H, W) where it would be seen if nothing were before it, m.
-        cost: (B, 3) nats of eqs. 10 to 12: L_x, L_z, L_r.
+        cost: (B, 4) nats of eqs. 10 to 12, L_x, L_z, L_r; and how far what it leaves is from its
+            mean colour.
     """
 
     region: Tensor
@@ -216,19 +220,20 @@ class Econ(MixtureDetector):
 
     def _flat(self, image: Tensor, scope: Tensor) -> tuple[Part, Tensor]:
         """Return what is left in its mean colour, which needs no code, and the first as (B,)."""
-        mean = (scope * image).sum((2, 3), True) / scope.sum((2, 3), True).clamp(min=_LEAST)
-        code = image.new_zeros(len(image), self.config.z_what)
+        mean = mean_colour(image, scope)
+        code, shape = image.new_zeros(len(image), self.config.z_what), torch.ones_like(scope)
         far = self.known[0].far(image, scope, mean)
-        shape = torch.ones_like(scope)
-        unsure = self.known[0].unlike(scope, scope * shape)
-        cost = torch.stack([far, torch.zeros_like(far), unsure], 1)
+        nothing = torch.zeros_like(far)
+        cost = torch.stack([far, nothing, self.known[0].unlike(scope, scope), nothing], 1)
         known = Gaussian(code, torch.ones_like(code))
+        part = Part(scope, known, mean.expand_as(image), shape, cost)
         winner = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-        return Part(scope, known, mean.expand_as(image), shape, cost), winner
+        return part, winner
 
     def _price(self, cost: Tensor) -> Tensor:
-        """(..., 3) -> (...) what decides the competition (section 5.2)."""
-        return self.config.appearance * cost[..., 0] + cost[..., 2]
+        """(..., 4) -> (...) what decides the competition (section 5.2)."""
+        seen = cost[..., 0] + self.config.rest * cost[..., 3]
+        return self.config.appearance * seen + cost[..., 2]
 
     def explain(self, image: Tensor) -> Scene:
         """(B, 3, H, W) in [0, 1] -> what is likeliest, in training mode too."""
@@ -265,6 +270,11 @@ class Econ(MixtureDetector):
         row = torch.arange(len(flat), device=z.device)
         chosen = every[row, experts.flatten()].view(*experts.shape, *every.shape[2:])
         return chosen[:, :, :3], chosen[:, :, 3:]
+
+
+def mean_colour(image: Tensor, region: Tensor) -> Tensor:
+    """(B, 3, H, W) images, (B, 1, H, W) regions -> (B, 3, 1, 1)."""
+    return (region * image).sum((2, 3), True) / region.sum((2, 3), True).clamp(min=_LEAST)
 
 
 def layered(mean: Tensor, shape: Tensor) -> Tensor:
@@ -318,10 +328,12 @@ class Expert(nn.Module):
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
         painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
+        left = scope - region
         cost = [
             self.far(image, region, mean),
             gaussian_kl(code, 0.0, 1.0).sum(1),
             self.unlike(region, scope * shape),
+            self.far(image, left, mean_colour(image, left)),
         ]
         return Part(region, code, mean, shape, torch.stack(cost, 1))
 
@@ -353,7 +365,7 @@ def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
 
     The Gaussians' constant, which eq. 10 leaves out, is in nll.
     """
-    far, kl_what, kl_mask = output.part.cost.sum(1).unbind(1)
+    far, kl_what, kl_mask, _ = output.part.cost.sum(1).unbind(1)
     numbers = output.part.mean[0, 0].numel()
     constant = numbers * (0.5 * math.log(2 * math.pi) + math.log(sigma))
     return {"nll": far + constant, "kl_what": kl_what, "kl_mask": kl_mask}

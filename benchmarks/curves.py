@@ -142,7 +142,10 @@ def to_csv(curves: Iterable[Curve]) -> str:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Draw the training returns over steps, a panel a game: mean of the seeds and their range."""
+    """Draw the training returns over steps, a panel a game: mean of the seeds and their range.
+
+    Runs under way are drawn where none has ended.
+    """
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
@@ -154,6 +157,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     for axis, game in zip(axes[0], games, strict=True):
         for kind in KINDS:
             mine = [c for c in curves if (c.game, c.kind) == (game, kind)]
+            mine = [c for c in mine if c.ended] or mine
             if not mine:
                 continue
             last = min(int(c.rows[-1]["steps"]) for c in mine)

@@ -337,7 +337,7 @@ class Course(BaseCallback):
             self.model.save(temporary)
 
     def _play(self) -> list[float]:
-        """Return what whole games come to; KeyboardInterrupt where the run is asked to stop."""
+        """Return what whole games come to, or stop with KeyboardInterrupt if asked to."""
         if self._rivals is None:
             self._rivals = self.agent.envs(
                 min(self.config.episodes, 8),
@@ -358,6 +358,7 @@ class Course(BaseCallback):
                 callback=after_a_step,
                 return_episode_rewards=True,
             )
+            bar.update(bar.total - bar.n)
         assert isinstance(scores, list)
         return scores
 

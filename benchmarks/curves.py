@@ -74,8 +74,9 @@ class Curve:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps were done."""
-        return int(self.rows[-1]["steps"]) >= self.group.budget
+        """Whether all steps were done, and it was evaluated after them."""
+        evaluated = [row for row in self.rows if row["evaluated"]]
+        return bool(evaluated) and int(evaluated[-1]["steps"]) >= self.group.budget
 
     def entries(self, column: str) -> list[float]:
         """Return what there is of a column."""

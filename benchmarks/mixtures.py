@@ -28,7 +28,7 @@ from objrl.pretrain.scenes import Fill, Which
 from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.weights import list_weights, read_header
 
-MIXTURES = ("econ", "iodine", "monet", "rmonet")
+_MODELS = ("econ", "iodine", "monet", "rmonet")
 
 _COLUMNS = ("ari_fg", "covering_fg", "mask_ap50", "count_right", "mse")
 _TOLD = ("r2_x", "r2_y", "r2_size", "r2_red", "r2_green", "r2_blue", "accuracy_kind")
@@ -65,7 +65,7 @@ def main(config: MixturesConfig) -> str:
     torch.set_num_threads(1)
     rows: dict[str, list[list[str]]] = {"own": [], "same": [], "told": [], "experts": []}
     seen: set[tuple[Which, Fill]] = set()
-    weights = {w.name: w.name for w in list_weights() if w.model in MIXTURES}
+    weights = {w.name: w.name for w in list_weights() if w.model in _MODELS}
     weights |= {path.parent.name: str(path) for path in config.runs.glob(f"*/{WEIGHTS}")}
     for name in tqdm(sorted(weights), unit="model"):
         header = read_header(weights[name])

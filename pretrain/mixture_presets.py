@@ -124,9 +124,14 @@ class EconRecipe(MixtureRecipe):
     alone: float = 0.0
     """Until when (in `unit`) one expert learns, against the mean colour of what is left."""
     pair: float = 0.0
-    """Until when two learn from then on; then the one that wins most is copied over the others."""
+    """Until when two learn; then the one that wins most is copied over the others."""
     balance: float = 0.0
-    """Nats by which an expert becomes dearer with every step in which it wins twice its share."""
+    """Nats by which an expert becomes dearer with every step in which it wins twice its share; what
+    that came to is for training alone, and not in the weights."""
+
+    def __post_init__(self) -> None:
+        if self.pair and not 0 < self.alone <= self.pair:
+            raise ValueError(f"pair: expected 0 < alone <= pair, got {self.alone} and {self.pair}")
 
 
 _SMALL = MonetConfig(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -217,13 +218,18 @@ class EconTask(MixtureTask[EconRecipe]):
             copy = experts.get_submodule(str(number))
             copy.load_state_dict(first.state_dict())
             with torch.no_grad():
+                same = torch.Generator().manual_seed(number)  # on all devices of a run
                 for parameter in copy.parameters():
-                    parameter.mul_(1 + _CHANGED * torch.randn_like(parameter))
+                    noise = torch.randn(parameter.shape, generator=same)
+                    parameter.mul_(1 + _CHANGED * noise.to(parameter))
             self.handicap[number] = 0
 
     def _adapt(self, winner: Tensor) -> None:
         """Make those dearer that won more than their share of (B, T), once none waits."""
         won = torch.bincount(winner.flatten(), minlength=len(self.share)) / winner.numel()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(won)
+            won /= dist.get_world_size()
         self.share.lerp_(won, 0.05)
         if self.handicap.isfinite().all():
             self.handicap += self.recipe.balance * (len(won) * won - 1)

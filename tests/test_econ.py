@@ -121,7 +121,7 @@ def test_a_handicap_makes_dearer_where_winners_are_drawn() -> None:
 def test_attention_begins_with_the_share_that_is_asked_for(taken: float) -> None:
     out = build(replace(SMALL, taken=taken))(image())
     assert abs(out.part.region[:, 0].mean() - taken) < 0.06
-    with pytest.raises(ValueError, match="taken: expected a share between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match=r"taken: expected a share from 0\.01 to 0\.99, got 1"):
         replace(SMALL, taken=1.0)
 
 

@@ -27,8 +27,8 @@ _LEAST = 1e-5
 """Probabilities count as this much at least and as one less this much at most; ours."""
 
 _MOST = 4.6
-"""Logits of attention are this much at most, so that 1 in 100 of a pixel stays to learn from; ours,
-after GENESIS-V2's."""
+"""Logits of attention are between this and its negative, so that 1 in 100 of a pixel stays to learn
+from; ours, after GENESIS-V2's."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class EconConfig:
     """How much of a region's entropy L_r (eq. 12) has. 1 is the paper's KL, by which half of every
     pixel costs nothing; 0 the cross entropy, by which regions should be here or there."""
     taken: float = 0.5
-    """Share of what is left that attention takes before it has learnt anything."""
+    """About which share of what is left attention takes before it has learnt anything; between 0.01
+    and 0.99."""
 
     def __post_init__(self) -> None:
         check_slots(self.layers)
@@ -69,8 +70,8 @@ class EconConfig:
                 f"expected 1 expert or more and at most {min(self.frame_size).bit_length() - 1} "
                 f"blocks for a canvas of {self.frame_size}, got {self.experts} and {self.blocks}"
             )
-        if not 0 < self.taken < 1:
-            raise ValueError(f"taken: expected a share between 0 and 1, got {self.taken}")
+        if not 0.01 <= self.taken <= 0.99:
+            raise ValueError(f"taken: expected a share from 0.01 to 0.99, got {self.taken}")
 
     def with_slots(self, count: int) -> EconConfig:
         """Return the same with another T, which training does not fix."""

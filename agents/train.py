@@ -272,8 +272,7 @@ class Course(BaseCallback):
 
     def finish(self, model: BaseAlgorithm) -> None:
         """Evaluate what was learnt in the end, if that was not done yet, and write everything."""
-        self.model = model
-        self.num_timesteps = model.num_timesteps
+        self.model, self.num_timesteps = model, model.num_timesteps
         if self._evaluated < self.num_timesteps:
             self._keep()
             self._evaluate()

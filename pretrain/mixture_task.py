@@ -180,7 +180,8 @@ class EconTask(MixtureTask[EconRecipe]):
     it takes what stands out, and no expert for the background has learnt to paint that. Then a
     second comes in, and they part as figure and ground; then the others, as copies of the figure,
     that have only the classes to part by. What keeps one of them from taking all is that who wins
-    much becomes dearer, as in mixtures of experts (Wang et al. 2024, arXiv 2408.15664).
+    much becomes dearer, an idea from mixtures of experts (Wang et al. 2024, arXiv 2408.15664);
+    after training all cost what they cost.
 
     Attributes:
         handicap: (K,) nats that experts are dearer while training; infinity of those that wait.

@@ -223,9 +223,10 @@ class Econ(MixtureDetector):
         """Return what is left in its mean colour, which needs no code, and the first as (B,)."""
         mean = mean_colour(image, scope)
         code, shape = image.new_zeros(len(image), self.config.z_what), torch.ones_like(scope)
-        far = self.known[0].far(image, scope, mean)
+        far = colour_cost(image, scope, mean, self.config.sigma)
         nothing = torch.zeros_like(far)
-        cost = torch.stack([far, nothing, self.known[0].unlike(scope, scope), nothing], 1)
+        unsure = shape_cost(scope, scope, self.config.entropy)
+        cost = torch.stack([far, nothing, unsure, nothing], 1)
         known = Gaussian(code, torch.ones_like(code))
         part = Part(scope, known, mean.expand_as(image), shape, cost)
         winner = torch.zeros(len(image), dtype=torch.int64, device=image.device)
@@ -276,6 +277,20 @@ class Econ(MixtureDetector):
 def mean_colour(image: Tensor, region: Tensor) -> Tensor:
     """(B, 3, H, W) images, (B, 1, H, W) regions -> (B, 3, 1, 1)."""
     return (region * image).sum((2, 3), True) / region.sum((2, 3), True).clamp(min=_LEAST)
+
+
+def colour_cost(image: Tensor, region: Tensor, mean: Tensor, sigma: float) -> Tensor:
+    """Return (B,) L_x, of a region that is painted as `mean` (eq. 10)."""
+    error = region * (image - mean).square() / (2 * sigma**2)
+    return error.flatten(1).sum(1)
+
+
+def shape_cost(region: Tensor, expected: Tensor, entropy: float) -> Tensor:
+    """Return (B,) L_r: cross entropy, less the region's entropy or a part of it (eq. 12)."""
+    q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (region, expected))
+    here = q * (entropy * q.log() - p.log())
+    cost = here + (1 - q) * (entropy * (1 - q).log() - (1 - p).log())
+    return cost.flatten(1).sum(1)
 
 
 def layered(mean: Tensor, shape: Tensor) -> Tensor:
@@ -329,27 +344,15 @@ class Expert(nn.Module):
         code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
         painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
-        left = scope - region
+        left = (scope - region).detach()  # for the competition alone, which has no gradient
+        sigma = self.config.sigma
         cost = [
-            self.far(image, region, mean),
+            colour_cost(image, region, mean, sigma),
             gaussian_kl(code, 0.0, 1.0).sum(1),
-            self.unlike(region, scope * shape),
-            self.far(image, left, mean_colour(image, left)),
+            shape_cost(region, scope * shape, self.config.entropy),
+            colour_cost(image, left, mean_colour(image, left), sigma),
         ]
         return Part(region, code, mean, shape, torch.stack(cost, 1))
-
-    def far(self, image: Tensor, region: Tensor, mean: Tensor) -> Tensor:
-        """Return (B,) L_x, of a region that is painted as `mean` (eq. 10)."""
-        error = region * (image - mean).square() / (2 * self.config.sigma**2)
-        return error.flatten(1).sum(1)
-
-    def unlike(self, region: Tensor, expected: Tensor) -> Tensor:
-        """Return (B,) L_r: cross entropy, less the region's entropy or a part of it (eq. 12)."""
-        q, p = (value.clamp(_LEAST, 1 - _LEAST) for value in (region, expected))
-        weight = self.config.entropy
-        here = q * (weight * q.log() - p.log())
-        cost = here + (1 - q) * (weight * (1 - q).log() - (1 - p).log())
-        return cost.flatten(1).sum(1)
 
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""

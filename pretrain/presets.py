@@ -79,6 +79,12 @@ class SpaceRecipe:
     margin: float = 1.25
     """How much wider than a blob z_where's box is meant to be, so that the mask has room."""
 
+    def __post_init__(self) -> None:
+        if self.model.patch and not self.sequential:
+            raise ValueError(
+                f"patch: SPAIR alone learns from patches (sequential=True), got {self.model.patch}"
+            )
+
     def priors(self, at: float) -> Priors:
         """Return the priors at a time in `unit`s."""
         fixed = self.fixed_alpha is not None and at < self.fixed_alpha_until
@@ -158,6 +164,17 @@ SPACE: dict[str, SpaceRecipe] = {
             ("grid8", _ATARI, 16),
             ("grid16", _ATARI, 8),
         )
+    },
+    # SPAIR-P: 4 x 4 cells on random patches of 32 x 32.
+    **{
+        f"spair-paper-patches_{name}": replace(
+            recipe,
+            sequential=True,
+            model=replace(recipe.model, background="single", cell=8, patch=32),
+            fg_lr=1e-4,
+            bg_lr=1e-4,
+        )
+        for name, recipe in (("room", _ROOM), ("atari", _ATARI))
     },
     "space-fast": SpaceRecipe(
         model=SpaceConfig(

@@ -138,11 +138,14 @@ class SpaceTask(nn.Module):
         """
         recipe = self.recipe
         image = to_image(batch.frames, *recipe.model.frame_size)
+        if recipe.model.patch and self.model.training:
+            image = random_patches(image, recipe.model.patch)
         out: SpaceOutput = self.model(image, recipe.temperature(at))
         terms = elbo_terms(out, image, recipe.priors(at))
         weights = dict.fromkeys(terms, 1.0)
         if at < recipe.boundary_until:
-            terms["boundary"] = boundary_loss(out, recipe.model.frame_size)
+            height, width = image.shape[2:]
+            terms["boundary"] = boundary_loss(out, (height, width))
             weights["boundary"] = recipe.boundary_weight
         if batch.presence.numel():
             evidence = Evidence(*batch[1:4], alpha=batch.alpha.float())
@@ -159,6 +162,17 @@ class SpaceTask(nn.Module):
             means["objects"] = (out.cells.logit > 0).sum() / len(image)
             means["mse"] = F.mse_loss(out.reconstruction, image)
         return total, means
+
+
+def random_patches(image: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, side, side), cut out anywhere, of each image at a place of its own."""
+    batch, channels, height, width = image.shape
+    top = torch.randint(height - side + 1, (batch, 1), device=image.device)
+    left = torch.randint(width - side + 1, (batch, 1), device=image.device)
+    along = torch.arange(side, device=image.device)
+    index = ((top + along)[:, :, None] * width + (left + along)[:, None]).view(batch, 1, -1)
+    cut = image.flatten(2).gather(2, index.expand(-1, channels, -1))
+    return cut.view(batch, channels, side, side)
 
 
 def blobs_by_cell(

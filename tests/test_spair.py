@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from objrl.models.space import SpaceConfig
+from objrl.models.space_background import Patches
 from objrl.models.space_loss import Priors, elbo_terms
 from objrl.models.spair import Spair
 from objrl.perceiver import FramePerceiver
+from objrl.pretrain.presets import SpaceRecipe
+from objrl.pretrain.space_task import Batch, SpaceTask, random_patches
 
 SMALL = SpaceConfig(cell=32, architecture="fast", z_what=6, background="single", max_slots=20)
 PRIORS = Priors(presence=0.1, scale_mean=(-2.0, -2.0), scale_std=0.1, sigma_fg=0.15, sigma_bg=0.15)
@@ -105,3 +108,75 @@ def test_it_learns() -> None:
 def test_what_spair_does_not_have_is_refused(changes: dict[str, bool]) -> None:
     with pytest.raises(ValueError, match="SPAIR looks into every cell"):
         Spair(replace(SMALL, **changes))  # type: ignore[arg-type]
+
+
+PATCHED = replace(SMALL, cell=8, patch=32, max_slots=64)
+
+
+def test_a_patch_has_a_background_of_its_own() -> None:
+    torch.manual_seed(0)
+    behind = Patches((128, 128), 32).eval()
+    scene = torch.rand(2, 3, 128, 128)
+    whole = behind(scene)
+    assert whole.mean.shape == (2, 1, 3, 128, 128)
+    alone = behind(scene[1:, :, 32:64, 96:])
+    torch.testing.assert_close(whole.mean[1:, :, :, 32:64, 96:], alone.mean, atol=1e-5, rtol=1e-4)
+    corner = scene.clone()
+    corner[:, :, :32, :32] = 0
+    others = behind(corner).mean[..., 32:] - whole.mean[..., 32:]
+    assert others.abs().max() < 1e-5
+    behind.train()
+    assert behind.generate(2).mean.shape == (2, 1, 3, 128, 128)
+
+
+def test_an_object_is_as_large_on_the_canvas_as_on_a_patch() -> None:
+    net = build(PATCHED).foreground
+    scale, shift = torch.tensor([[[0.3, -0.7]]]), torch.tensor([[[0.2, -0.4]]])
+    near = net.where(scale, shift, torch.tensor([1.0, 2.0]), (32, 32))[0, 0]
+    far = net.where(scale, shift, torch.tensor([1.0 + 4, 2.0 + 8]))[0, 0]  # 32 and 64 pixels on
+    size, centre = near[:2] * 32, (near[2:] + 1) * 16
+    torch.testing.assert_close(size, torch.sigmoid(scale[0, 0]) * 32)
+    torch.testing.assert_close(far[:2] * 128, size)
+    torch.testing.assert_close((far[2:] + 1) * 64, centre + torch.tensor([32.0, 64.0]))
+
+
+def test_patches_are_cut_out_anywhere_and_whole() -> None:
+    torch.manual_seed(0)
+    row, column = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
+    images = torch.stack([row, column]).expand(200, 2, 40, 50)
+    cut = random_patches(images, 32)
+    assert cut.shape == (200, 2, 32, 32)
+    top, left = cut[:, 0, 0, 0], cut[:, 1, 0, 0]
+    for axis, begin in enumerate((top, left)):
+        along = begin[:, None] + torch.arange(32.0)
+        expected = along.unsqueeze(2 - axis).expand(-1, 32, 32)
+        torch.testing.assert_close(cut[:, axis], expected)
+    assert (set(top.tolist()), set(left.tolist())) == (set(range(9)), set(range(19)))
+
+
+def test_spair_p_learns_from_patches_and_sees_the_canvas() -> None:
+    torch.manual_seed(0)
+    task = SpaceTask(SpaceRecipe(model=PATCHED, sequential=True, scale_std=0.5), None)
+    shown: list[tuple[int, ...]] = []
+    task.model.register_forward_pre_hook(lambda _, inputs: shown.append(tuple(inputs[0].shape)))
+    frames = (image() * 255).byte().permute(0, 2, 3, 1)
+    batch = Batch(frames, *[torch.zeros(0)] * 4)
+    loss, means = task.train()(batch, 0.0)
+    loss.backward()
+    assert all(p.grad is not None for p in task.parameters())
+    with torch.no_grad():
+        _, whole = task.eval()(batch, 0.0)
+    assert shown == [(2, 3, 32, 32), (2, 3, 128, 128)]
+    # Sixteen times the pixels have about as much more to explain.
+    assert 4 < whole["kl_shift"] / means["kl_shift"] < 40
+    masks = FramePerceiver(task.model).segment(frames)
+    torch.testing.assert_close(masks.sum(1), torch.ones(2, 128, 128))
+
+
+def test_patches_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="SPAIR alone"):
+        SpaceRecipe(model=PATCHED)
+    with pytest.raises(ValueError, match="of whole cells, with background single"):
+        Spair(replace(PATCHED, background="components"))
+    with pytest.raises(ValueError, match="expected patches of 32"):
+        Spair(replace(PATCHED, patch=64))

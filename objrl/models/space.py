@@ -26,6 +26,7 @@ from objrl.models.boxes import clip_boxes, repeated, tight_boxes
 from objrl.models.space_background import (
     BackgroundOutput,
     Components,
+    Patches,
     Single,
     Smooth,
     Static,
@@ -97,11 +98,11 @@ class Space(nn.Module):
         self.config = config
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
-        self.background: Static | Components | Single
+        self.background: Static | Components | Single | Patches
         if config.background == "components":
             self.background = Components(config.components, config.frame_size)
         elif config.background == "single":
-            self.background = Single(config.frame_size)
+            self.background = _one_behind(config)
         elif config.background == "smooth":
             self.background = Smooth(config.frame_size, config.faces, config.scenes)
         else:
@@ -143,7 +144,8 @@ class Space(nn.Module):
         seen = self.latents(shown, temperature)
         appearance, mask = self.foreground.decode(seen.z_what)
         drawn = (take(field, seen.index) for field in (seen.z_pres, seen.z_where, seen.z_depth))
-        layers = self._draw(appearance, mask, *drawn)
+        height, width = image.shape[2:]
+        layers = self._draw((height, width), appearance, mask, *drawn)
         return SpaceOutput(
             **{f.name: getattr(seen, f.name) for f in fields(seen)},
             appearance=appearance,
@@ -180,10 +182,15 @@ class Space(nn.Module):
         return z_pres[..., 0].topk(min(count, self.config.cells), dim=1).indices
 
     def _draw(
-        self, appearance: Tensor, mask: Tensor, z_pres: Tensor, where: Tensor, depth: Tensor
+        self,
+        canvas: tuple[int, int],
+        appearance: Tensor,
+        mask: Tensor,
+        z_pres: Tensor,
+        where: Tensor,
+        depth: Tensor,
     ) -> Layers:
         mask = mask * z_pres[..., None, None]
-        canvas = self.config.frame_size
         if self.config.dense:
             return composite_dense(appearance, mask, where, depth, canvas=canvas)
         return composite(
@@ -219,9 +226,8 @@ class Space(nn.Module):
         index = self._choose(z_pres, n if self.config.dense else self.config.rendered)
         z_what = torch.randn(batch, index.shape[1], self.config.z_what, device=device)
         appearance, mask = self.foreground.decode(z_what)
-        layers = self._draw(
-            *(appearance, mask, take(z_pres, index), take(where, index), take(z_depth, index))
-        )
+        drawn = (take(field, index) for field in (z_pres, where, z_depth))
+        layers = self._draw(self.config.frame_size, appearance, mask, *drawn)
         scene = layers.mean + (1 - layers.alpha) * self.background.generate(batch).image
         return scene.clamp(0, 1)
 
@@ -347,6 +353,12 @@ class Percept:
     def padded(self, rows: int) -> Percept:
         """Return as many rows, empty ones last."""
         return Percept(*(_pad_rows(getattr(self, f.name), rows) for f in fields(self)))
+
+
+def _one_behind(config: SpaceConfig) -> Single | Patches:
+    """Return the background without parts: of the canvas, or of each patch."""
+    size, side = config.frame_size, config.patch
+    return Patches(size, side) if side else Single(size)
 
 
 def _on_host(tensor: Tensor) -> bool:

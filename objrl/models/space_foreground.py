@@ -61,6 +61,9 @@ class SpaceConfig:
     """Rows of the slots that an agent gets."""
     threshold: float = 0.5
     """Presence above which a cell counts as an object."""
+    patch: int = 0
+    """Side of the squares that SPAIR-P learns from: z_scale is relative to them, and each has a
+    background of its own. 0 for the canvas."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -169,7 +172,7 @@ class Foreground(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ·, rows, columns) what is seen from every cell."""
-        rows, columns = self.config.grid
+        rows, columns = (side // self.config.cell for side in image.shape[2:])
         features: Tensor = self.image_encoder(image)[..., :rows, :columns]
         if self.residual is not None:
             features = torch.cat([features, self.residual(features)], dim=1)
@@ -186,17 +189,27 @@ class Foreground(nn.Module):
             *(Gaussian.from_raw(raw) for raw in (depth, scale, shift)),
         )
 
-    def where(self, scale: Tensor, shift: Tensor, cell: Tensor | None = None) -> Tensor:
+    def where(
+        self,
+        scale: Tensor,
+        shift: Tensor,
+        cell: Tensor | None = None,
+        canvas: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Algorithm 2: raw z_scale and z_shift (B, N, 2) -> z_where (B, N, 4).
 
         A cell's object may sit up to one cell from the cell's centre, on either side. `cell` says
-        of which cells (columns and rows); by default of all.
+        of which cells (columns and rows), by default of all; `canvas` how large (H, W) the image
+        is, where that is a patch.
         """
-        height, width = self.config.frame_size
+        height, width = canvas or self.config.frame_size
         index = self.cell_index if cell is None else cell
         centre = (index + 0.5 + torch.tanh(shift)) * 2 * self.config.cell
         x, y = centre[..., :1] / width - 1, centre[..., 1:] / height - 1
-        return torch.cat([torch.sigmoid(scale), x, y], dim=-1)
+        size = torch.sigmoid(scale)
+        if self.config.patch:
+            size = size * (self.config.patch / size.new_tensor([width, height]))
+        return torch.cat([size, x, y], dim=-1)
 
     def encode_glimpses(self, glimpses: Tensor) -> Gaussian:
         """(B, K, 3, g, g) -> q(z_what | x, z_where)."""

@@ -33,12 +33,18 @@ class Spair(Space):
         """Make it.
 
         Raises:
-            ValueError: cells that are not all looked into, or a background that is known.
+            ValueError: cells that are not all looked into, a background that is known, or patches
+                that are not of whole cells.
         """
         if not config.dense or config.background not in ("single", "components"):
             raise ValueError(
                 "SpaceConfig: SPAIR looks into every cell and knows no background: expected dense "
                 f"and background single or components, got {config.dense}, {config.background}"
+            )
+        if config.patch and (config.background != "single" or config.patch % config.cell):
+            raise ValueError(
+                "SpaceConfig: expected patches of whole cells, with background single, got "
+                f"{config.patch}, cells of {config.cell} and background {config.background}"
             )
         super().__init__(config)
         net = self.foreground
@@ -53,37 +59,37 @@ class Spair(Space):
         self.edge = nn.Parameter(torch.zeros(self.latent))
 
     def latents(self, shown: Tensor, temperature: float, sample: bool | None = None) -> Latents:
-        """Infer the objects of (B, 3, H, W), cell by cell, row by row."""
+        """Infer the objects of (B, 3, H, W), a canvas or a patch, cell by cell, row by row."""
         sample = self.training if sample is None else sample
-        net, (rows, columns) = self.foreground, self.config.grid
+        net, height, width = self.foreground, *shown.shape[2:]
         features = net.features(shown)  # (B, C, rows, columns)
+        rows, columns = features.shape[2:]
         draw = Gaussian.sample if sample else Gaussian.mode
         made: list[Tensor] = []
         cells: list[Latents] = []
         for number in range(rows * columns):
             row, column = divmod(number, columns)
             own = features[:, :, row, column]
-            beside = [self._beside(made, row + y, column + x, shown) for y, x in _NEIGHBOURS]
+            beside = [
+                made[number + y * columns + x]
+                if row + y >= 0 and 0 <= column + x < columns
+                else self.edge.expand(len(shown), -1)
+                for y, x in _NEIGHBOURS
+            ]
             seen = own + self.lateral(torch.cat([own, *beside], dim=1))
             cell = net.read(seen[:, :, None, None])
             z_pres = torch.sigmoid(cell.logit)
             if sample:
                 z_pres = relaxed_bernoulli(cell.logit, temperature)
             scale, shift, z_depth = (draw(q) for q in (cell.scale, cell.shift, cell.depth))
-            where = net.where(scale, shift, net.cell_index[number])
+            place = net.cell_index[row * self.config.grid[1] + column]
+            where = net.where(scale, shift, place, (height, width))
             what = net.encode_glimpses(extract(shown, where, net.glimpse))
             z_what = draw(what)
             made.append(torch.cat([z_pres, z_depth, scale, shift, z_what], dim=2)[:, 0])
             index = torch.full_like(z_pres[..., 0], number, dtype=torch.int64)
             cells.append(Latents(cell, z_pres, index, where, z_depth, what, z_what))
         return _joined(cells)
-
-    def _beside(self, made: list[Tensor], row: int, column: int, shown: Tensor) -> Tensor:
-        """(B, ·) latents of a cell that is done, or what stands for them beyond the edge."""
-        _, columns = self.config.grid
-        if row < 0 or not 0 <= column < columns:
-            return self.edge.expand(len(shown), -1)
-        return made[row * columns + column]
 
     def perceive(self, frames: Tensor, least: float = 0.0) -> Percept:
         """See (B, H, W, 3) uint8 frames as an agent needs it; all cells are looked into."""

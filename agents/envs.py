@@ -58,6 +58,23 @@ def make_envs(
         ValueError: no such game, one that is not played as ALE's v5 games are, or no weights.
         ImportError: the RAM's objects are wanted, and OCAtari is not there.
     """
+    check_game(env_id)
+    if sight == "ram":
+        envs: VecEnv = DummyVecEnv([_ram_env(env_id, learning)] * count)
+    else:
+        envs = _ale_envs(env_id, sight, count, learning, threads)
+    envs.seed(seed)
+    if sight == "slots":
+        envs = VecObjectSlots(envs, weights, device=device)
+    return VecFrameStack(envs, stack) if stack > 1 else envs
+
+
+def check_game(env_id: str) -> None:
+    """Check that agents can play it.
+
+    Raises:
+        ValueError: no such game, or one that is not played as ALE's v5 games are.
+    """
     gym.register_envs(ale_py)
     if env_id not in gym.registry:
         raise unknown_env(env_id)
@@ -67,14 +84,6 @@ def make_envs(
             f"env: expected a game of ALE with a fixed number of frames an action, as ALE/Pong-v5, "
             f"got {env_id!r}"
         )
-    if sight == "ram":
-        envs: VecEnv = DummyVecEnv([_ram_env(env_id, learning)] * count)
-    else:
-        envs = _ale_envs(env_id, sight, count, learning, threads)
-    envs.seed(seed)
-    if sight == "slots":
-        envs = VecObjectSlots(envs, weights, device=device)
-    return VecFrameStack(envs, stack) if stack > 1 else envs
 
 
 def _ale_envs(env_id: str, sight: Sight, count: int, learning: bool, threads: int) -> AtariVecEnv:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ale_py
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import DQN
@@ -27,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from objrl.agents.agent import AGENT, AgentConfig, load_agent, save_agent
+from objrl.agents.envs import check_game
 from objrl.agents.presets import Algorithm, Encoder, Extractor
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
@@ -100,12 +99,14 @@ def train(config: TrainConfig) -> Path:
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
     """
     _check(config)
+    check_game(config.env)
     torch.set_num_threads(config.threads)
     agent = _agent(config)
     name = f"{game_of(config.env)}-{config.obs}-{config.algo}-{config.seed}"
     out = config.out or Path("runs/agents") / name
     checkpoint = _checkpoint(config, agent, out)
     done = checkpoint.about["steps"] if checkpoint else 0
+    left = int(config.steps) - done
     # Games cannot be resumed: others begin, and other samples are drawn.
     seed = _derived(config.seed, done)
     envs = agent.envs(
@@ -115,24 +116,24 @@ def train(config: TrainConfig) -> Path:
         device=config.device,
         threads=config.threads,
     )
+    course = Course(config, agent, out)
     try:
         model = agent.build(envs, seed=seed, device=config.device)
         model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
-        course = Course(config, agent, out)
         if checkpoint:
             course.go_on(model, checkpoint)
         with asked_to_stop() as stop:
             course.stop = stop
-            left = int(config.steps) - done
             if left > 0:
                 model.learn(left, course, reset_num_timesteps=checkpoint is None)
             if course.stopped:
                 raise KeyboardInterrupt
             course.finish(model)
     finally:
+        course.close()
         envs.close()
     print(f"wrote {out / AGENT}: {course.best:.1f}, the best of its evaluations")
-    if config.video:
+    if config.video and (left > 0 or not (out / VIDEO).exists()):
         film(load_agent(out / AGENT, device=config.device), out / VIDEO)
     return out / AGENT
 
@@ -170,7 +171,6 @@ def _derived(seed: int, *what: int) -> int:
 def _agent(config: TrainConfig) -> AgentConfig:
     weights = config.weights
     if config.obs == "slots" and weights is None:
-        gym.register_envs(ale_py)
         weights = weights_for(config.env)
     if weights is not None and weights not in WEIGHTS:
         weights = str(Path(weights).resolve())  # the agent is to find it from anywhere
@@ -277,6 +277,9 @@ class Course(BaseCallback):
             self._keep()
             self._evaluate()
             self._keep()
+
+    def close(self) -> None:
+        """Close the games that it is evaluated by."""
         if self._rivals is not None:
             self._rivals.close()
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from objrl.agents.agent import Agent, load_agent
 from objrl.draw import Image, write_video
@@ -74,7 +75,7 @@ def _play(agent: Agent, games: int, scores: list[float]) -> Iterator[Image]:
     """Yield what is seen step by step; put the returns into `scores`."""
     envs = agent.envs
     observation = envs.reset()
-    for _ in range(LONGEST * games):
+    for _ in tqdm(range(LONGEST * games), unit="step", desc="plays, at most", leave=False):
         yield _enlarged(envs.get_images()[0])
         action, _ = agent.model.predict(observation, deterministic=True)  # type: ignore[arg-type]
         observation, _, _, infos = envs.step(action)

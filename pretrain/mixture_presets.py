@@ -128,6 +128,8 @@ class EconRecipe(MixtureRecipe):
     balance: float = 0.0
     """Nats by which an expert becomes dearer with every step in which it wins twice its share; what
     that came to is for training alone, and not in the weights."""
+    fill: Linear = field(default_factory=lambda: Linear(0.0))
+    """Weight of how far an expert's codes, taken together, are from the prior."""
 
     def __post_init__(self) -> None:
         if self.pair and not 0 < self.alone <= self.pair:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
-from objrl.models.econ import Econ, econ_terms
+from objrl.models.econ import Econ, code_gap, econ_terms
 from objrl.models.iodine import Iodine, iodine_terms
 from objrl.models.mixture import MixtureDetector, Scene, slots_of
 from objrl.models.monet import Monet, monet_terms
@@ -208,8 +208,12 @@ class EconTask(MixtureTask[EconRecipe]):
         out = model(image, recipe.temperature(at), self.handicap, flat=at < recipe.alone)
         if model.training:
             self._adapt(out.winner)
+        terms = econ_terms(out, recipe.model.sigma)
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
-        return model.scene(out), econ_terms(out, recipe.model.sigma), weights
+        if recipe.fill(at) > 0:
+            terms["gap"] = code_gap(out)
+            weights["gap"] = recipe.fill(at)
+        return model.scene(out), terms, weights
 
     def _let_in(self, count: int) -> None:
         """Make experts that wait copies of the one that wins most, a little changed."""

@@ -214,8 +214,11 @@ def test_who_is_asked_to_stop_plays_no_more_games_and_plays_them_later(
     found = rows(tmp_path)
     assert found[-1]["evaluated"]
     assert len({row["steps"] for row in found}) == len(found), "a row a time"
-    train(config(tmp_path, resume=True))
+    train(config(tmp_path, resume=True, video=True))
     assert rows(tmp_path) == found, "what has ended is left as it is"
+    film = (tmp_path / VIDEO).stat()
+    train(config(tmp_path, resume=True, video=True))
+    assert (tmp_path / VIDEO).stat() == film, "nor is it filmed again"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +273,7 @@ def test_it_learns_from_objects_and_is_found_again(
         ({"extractor": "set"}, "leave --extractor out"),
         ({"env": "ALE/Pang-v5"}, "Pong"),
         ({"env": "CartPole-v1"}, "expected a game of ALE"),
+        ({"env": "CartPole-v1", "obs": "slots"}, "expected a game of ALE"),
         ({"env": "Pong-v4"}, "fixed number of frames"),
         ({"algo": "dqn", "obs": "slots", "encoder": "joint"}, "20 GB"),
         ({"resume": True}, "no such checkpoint"),

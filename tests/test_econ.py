@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from objrl.models.econ import Econ, EconConfig, EconOutput, Part, econ_terms, layered, shape_cost
+from objrl.models.econ import (
+    Econ,
+    EconConfig,
+    EconOutput,
+    Part,
+    code_gap,
+    econ_terms,
+    layered,
+    shape_cost,
+)
 from objrl.nn.distributions import Gaussian
 from objrl.perceiver import FramePerceiver
 
@@ -199,6 +208,48 @@ def test_terms_are_sums_over_steps() -> None:
     terms = econ_terms(out, 0.2)
     assert terms["nll"].item() == pytest.approx(11 + 3 * math.log(0.2 * math.sqrt(2 * math.pi)))
     assert (terms["kl_what"].item(), terms["kl_mask"].item()) == (22, 33)
+
+
+def coded(mean: Tensor, std: Tensor, winner: list[int]) -> EconOutput:
+    """(T, L) codes of one image and who won them."""
+    none = torch.zeros(1, len(mean), 1, 1, 1)
+    part = Part(none, Gaussian(mean[None], std[None]), none, none, torch.zeros(1, len(mean), 4))
+    return EconOutput(none, torch.tensor([winner]), part)
+
+
+def test_the_gap_between_codes_and_prior_by_hand() -> None:
+    mean = torch.tensor([[-1.0], [1.0], [3.0], [5.0], [9.0]])
+    std = torch.tensor([[0.5], [0.5], [1.0], [1.0], [1.0]])
+    # The first has mean 0 and variance 1 + 0.25; the second mean 4 and variance 1 + 1; of the
+    # third there is but one code.
+    first = 0.5 * (1.25 - 1 - math.log(1.25))
+    second = 0.5 * (2 + 16 - 1 - math.log(2))
+    gap = code_gap(coded(mean, std, [0, 0, 1, 1, 2]))
+    assert gap.item() == pytest.approx(first + second)
+    assert code_gap(coded(mean[4:], std[4:], [2])) == 0
+
+
+def test_codes_on_a_line_are_not_spread_as_the_prior_is() -> None:
+    torch.manual_seed(0)
+    little = torch.full((500, 2), 0.1)
+    spread = code_gap(coded(torch.randn(500, 2), little, [1] * 500))
+    line = code_gap(coded(torch.randn(500, 1).expand(500, 2), little, [1] * 500))
+    assert spread < 0.05
+    assert line > 1
+
+
+def test_the_gap_teaches_codes_to_spread() -> None:
+    torch.manual_seed(0)
+    mean = (0.1 * torch.randn(50, 2)).requires_grad_()
+    optimizer = torch.optim.Adam([mean], lr=0.1)
+    std = torch.full((50, 2), 0.1)
+    for _ in range(60):
+        gap = code_gap(coded(mean, std, [0] * 50))
+        optimizer.zero_grad()
+        gap.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert gap < 0.05
+    assert 0.8 < mean.std() < 1.2
 
 
 def test_what_is_in_front_hides_what_is_behind() -> None:

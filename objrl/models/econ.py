@@ -49,6 +49,8 @@ class EconConfig:
     """Of encoder and decoder (C.2.1)."""
     features: int = 32
     """Channels of those."""
+    hidden: int = 0
+    """Units of the encoder's last layer but one; 0 for the paper's 4 L."""
     sigma: float = 0.1
     """Standard deviation of a pixel; the paper names none."""
     appearance: float = 1.0
@@ -317,7 +319,7 @@ class Expert(nn.Module):
             layers += [nn.Conv2d(before, config.features, 3, padding=1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
             before, height, width = config.features, height // 2, width // 2
-        hidden = 4 * config.z_what
+        hidden = config.hidden or 4 * config.z_what
         layers += [nn.Flatten(), nn.Linear(before * height * width, hidden), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.Linear(hidden, 2 * config.z_what))
         first = BroadcastConv(config.z_what, config.features, 3, config.frame_size)
@@ -373,3 +375,25 @@ def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
     numbers = output.part.mean[0, 0].numel()
     constant = numbers * (0.5 * math.log(2 * math.pi) + math.log(sigma))
     return {"nll": far + constant, "kl_what": kl_what, "kl_mask": kl_mask}
+
+
+def code_gap(output: EconOutput) -> Tensor:
+    """Return () nats by which the codes of a batch are not spread as the prior is, of all experts.
+
+    Of each expert's codes together: KL(N(m, S) || N(0, I)), m their mean and S their covariance
+    with what each is uncertain about. The KL of eq. 11 has it too, but so weakly that codes fill a
+    part of the prior alone, and samples of the rest are of nothing that was ever seen (the
+    aggregate posterior of Makhzani et al. 2016, arXiv 1511.05644; its Gaussian is ours).
+    """
+    code, gap = output.part.code, output.scope.new_zeros(())
+    size = code.mean.shape[-1]
+    for expert in range(int(output.winner.max()) + 1):
+        mine = output.winner == expert
+        if mine.sum() > size:  # of fewer a covariance says little
+            mean, std = code.mean[mine], code.std[mine]
+            away = mean - mean.mean(0)
+            # No matrix product: that would be taken in bfloat16 where a run is.
+            spread = (away[:, :, None] * away[:, None]).mean(0) + std.square().mean(0).diag()
+            far = mean.mean(0).square().sum()
+            gap = gap + 0.5 * (spread.trace() + far - size - spread.logdet())
+    return gap

@@ -130,6 +130,8 @@ class EconRecipe(MixtureRecipe):
     that came to is for training alone, and not in the weights."""
     fill: Linear = field(default_factory=lambda: Linear(0.0))
     """Weight of how far an expert's codes, taken together, are from the prior."""
+    hide: Linear = field(default_factory=lambda: Linear(0.0))
+    """Weight of how far the code of a part that is hidden on purpose is from that of the whole."""
 
     def __post_init__(self) -> None:
         if self.pair and not 0 < self.alone <= self.pair:

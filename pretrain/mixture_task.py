@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from objrl.frames import to_image
-from objrl.models.econ import Econ, code_gap, econ_terms
+from objrl.models.econ import Econ
+from objrl.models.econ_loss import code_gap, econ_terms, hidden_gap
 from objrl.models.iodine import Iodine, iodine_terms
 from objrl.models.mixture import MixtureDetector, Scene, slots_of
 from objrl.models.monet import Monet, monet_terms
@@ -213,6 +214,9 @@ class EconTask(MixtureTask[EconRecipe]):
         if recipe.fill(at) > 0:
             terms["gap"] = code_gap(out)
             weights["gap"] = recipe.fill(at)
+        if recipe.hide(at) > 0:
+            terms["hidden"] = hidden_gap(model, image, out)
+            weights["hidden"] = recipe.hide(at)
         return model.scene(out), terms, weights
 
     def _let_in(self, count: int) -> None:

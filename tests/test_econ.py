@@ -14,12 +14,11 @@ from objrl.models.econ import (
     EconConfig,
     EconOutput,
     Part,
-    code_gap,
-    econ_terms,
     layered,
     shape_cost,
 )
-from objrl.nn.distributions import Gaussian
+from objrl.models.econ_loss import code_gap, econ_terms, hidden_gap
+from objrl.nn.distributions import Gaussian, gaussian_kl
 from objrl.perceiver import FramePerceiver
 
 SMALL = EconConfig(
@@ -250,6 +249,30 @@ def test_the_gap_teaches_codes_to_spread() -> None:
         optimizer.step()
     assert gap < 0.05
     assert 0.8 < mean.std() < 1.2
+
+
+def test_parts_that_are_hidden_on_purpose_by_hand() -> None:
+    model = build(replace(SMALL, experts=1, layers=2)).eval()
+    seen = image(2)
+    with torch.no_grad():
+        out: EconOutput = model(seen)
+        gap, region = hidden_gap(model, seen, out), out.part.region[:, 0]
+        expected = 0.0
+        for b in range(2):
+            before = region[1 - b]
+            shown = seen[b] * (1 - before) + seen[1 - b] * before
+            guess = model.known[0].encode(shown[None], (region[b] * (1 - before))[None])
+            code = Gaussian(out.part.code.mean[b, 0], out.part.code.std[b, 0])
+            expected += float(gaussian_kl(code, guess.mean[0], guess.std[0]).sum()) / 2
+    assert gap.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_encoders_alone_learn_from_what_is_hidden_on_purpose() -> None:
+    model = build().train()
+    seen = image()
+    hidden_gap(model, seen, model(seen)).backward()  # type: ignore[no-untyped-call]
+    learnt = {name.split(".")[2] for name, p in model.named_parameters() if p.grad is not None}
+    assert learnt == {"encoder"}
 
 
 def test_what_is_in_front_hides_what_is_behind() -> None:

@@ -3,7 +3,7 @@
 arXiv 2004.12906. A scene is layers of objects. Each of T steps explains the frontmost part of what
 is left, by the one of K experts that does it best; so experts come to know a class of objects each,
 and what is hidden behind others is filled in, for nothing is asked of it there. `Expert` is section
-4, `forward` section 5, `econ_terms` eqs. 10 to 13, `layered` section 2.
+4, `forward` section 5, `layered` section 2; the loss is in `econ_loss.py`.
 
 Letters: B batch, T steps, K experts, L size of a code, H W canvas. Steps are counted as inference
 goes, from the front: the paper's t falls from T to 1.
@@ -343,7 +343,7 @@ class Expert(nn.Module):
             # In bfloat16 a sigmoid is soon 1 for good; beyond some nats it hardly learns any more.
             logit = self.attention(seen).float()
             region = scope * torch.sigmoid(_MOST * torch.tanh(logit / _MOST))
-        code = Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
+        code = self.encode(image, region)
         painted = self.paint(code.sample() if sample else code.mode())
         mean, shape = painted[:, :3], painted[:, 3:]
         left = (scope - region).detach()  # for the competition alone, which has no gradient
@@ -356,6 +356,10 @@ class Expert(nn.Module):
         ]
         return Part(region, code, mean, shape, torch.stack(cost, 1))
 
+    def encode(self, image: Tensor, region: Tensor) -> Gaussian:
+        """(B, 3, H, W), (B, 1, H, W) -> (B, L) q(z | x, r)."""
+        return Gaussian.from_raw(self.encoder(torch.cat([image, region], 1)))
+
     def paint(self, z: Tensor) -> Tensor:
         """(B, L) -> (B, 4, H, W): colours and a shape, in [0, 1]."""
         return torch.sigmoid(self.decoder(z).float())
@@ -364,36 +368,3 @@ class Expert(nn.Module):
 def _side_by_side(fields: list[Tensor]) -> Tensor:
     """(B, ·) -> (B, n, ·)."""
     return torch.stack(fields, 1)
-
-
-def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
-    """Return the terms of eq. 13 as (B,) nats: the loss is nll + beta kl_what + gamma kl_mask.
-
-    The Gaussians' constant, which eq. 10 leaves out, is in nll.
-    """
-    far, kl_what, kl_mask, _ = output.part.cost.sum(1).unbind(1)
-    numbers = output.part.mean[0, 0].numel()
-    constant = numbers * (0.5 * math.log(2 * math.pi) + math.log(sigma))
-    return {"nll": far + constant, "kl_what": kl_what, "kl_mask": kl_mask}
-
-
-def code_gap(output: EconOutput) -> Tensor:
-    """Return () nats by which the codes of a batch are not spread as the prior is, of all experts.
-
-    Of each expert's codes together: KL(N(m, S) || N(0, I)), m their mean and S their covariance
-    with what each is uncertain about. The KL of eq. 11 has it too, but so weakly that codes fill a
-    part of the prior alone, and samples of the rest are of nothing that was ever seen (the
-    aggregate posterior of Makhzani et al. 2016, arXiv 1511.05644; its Gaussian is ours).
-    """
-    code, gap = output.part.code, output.scope.new_zeros(())
-    size = code.mean.shape[-1]
-    for expert in range(int(output.winner.max()) + 1):
-        mine = output.winner == expert
-        if mine.sum() > size:  # of fewer a covariance says little
-            mean, std = code.mean[mine], code.std[mine]
-            away = mean - mean.mean(0)
-            # No matrix product: that would be taken in bfloat16 where a run is.
-            spread = (away[:, :, None] * away[:, None]).mean(0) + std.square().mean(0).diag()
-            far = mean.mean(0).square().sum()
-            gap = gap + 0.5 * (spread.trace() + far - size - spread.logdet())
-    return gap

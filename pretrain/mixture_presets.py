@@ -226,6 +226,7 @@ MIXTURES: dict[str, Mixture] = {
         _IODINE_FAST,
         scenes="dsprites_grey",
         model=replace(_IODINE_FAST.model, frame_size=(64, 64), slots=6, memory=64),
+        steps=1500,
     ),
     # Appendix B.4: a frame a guess. For `objrl synthetic`, whose sequences have ten frames.
     "iodine-sequences": replace(
@@ -261,22 +262,26 @@ MIXTURES: dict[str, Mixture] = {
             attention=(16, 32, 32, 32),
             blocks=3,
             features=16,
+            hidden=64,
             # With the KL, to take half of everything costs nothing; then all know the background.
             entropy=0.0,
             rest=1.0,
             taken=0.12,
         ),
-        steps=2700,
+        steps=4500,
         unit="run",
         batch=16,
         lr=2e-3,
-        decay=Linear(1.0, 0.1, 0.8, 1.0),
+        decay=Linear(1.0, 0.1, 0.7, 1.0),
         beta=0.25,
         # Shapes that weigh much before colours are learnt let all take nothing.
-        gamma=Linear(0.2, 2.0, 0.5, 0.8),
-        temperature=Linear(300.0, 5.0, 0.0, 0.3),
-        alone=0.5,
-        pair=0.6,
+        gamma=Linear(0.2, 2.0, 0.3, 0.48),
+        temperature=Linear(300.0, 5.0, 0.0, 0.18),
+        alone=0.3,
+        pair=0.36,
         balance=5.0,
+        # Once all are there.
+        fill=Linear(0.0, 40.0, 0.36, 0.6),
+        hide=Linear(0.0, 10.0, 0.374, 0.42),
     ),
 }

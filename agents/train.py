@@ -130,11 +130,15 @@ def train(config: TrainConfig) -> Path:
                 raise KeyboardInterrupt
             course.finish(model)
     finally:
-        course.close()
-        envs.close()
+        try:
+            course.close()
+        finally:
+            envs.close()
     print(f"wrote {out / AGENT}: {course.best:.1f}, the best of its evaluations")
     if config.video and (left > 0 or not (out / VIDEO).exists()):
-        film(load_agent(out / AGENT, device=config.device), out / VIDEO)
+        best = load_agent(out / AGENT, device=config.device)
+        with contextlib.closing(best.envs):
+            film(best, out / VIDEO)
     return out / AGENT
 
 

@@ -5,6 +5,7 @@ Letters: H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ def watch(config: WatchConfig) -> list[float]:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     torch.set_num_threads(config.threads)
     agent = load_agent(config.agent, device=config.device, seed=config.seed)
-    scores = film(agent, config.out, config.games)
+    with contextlib.closing(agent.envs):
+        scores = film(agent, config.out, config.games)
     for number, score in enumerate(scores, start=1):
         print(f"game {number}: {score:g}")
     if len(scores) < config.games:

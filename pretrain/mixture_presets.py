@@ -136,6 +136,11 @@ class EconRecipe(MixtureRecipe):
     def __post_init__(self) -> None:
         if self.pair and not 0 < self.alone <= self.pair:
             raise ValueError(f"pair: expected 0 < alone <= pair, got {self.alone} and {self.pair}")
+        if self.alone and self.fill(0.0) + self.fill(self.alone) > 0:
+            raise ValueError(
+                f"fill: expected to begin when more than one learn, at {self.alone}, got "
+                f"{self.fill}"
+            )
 
 
 _SMALL = MonetConfig(

@@ -36,7 +36,7 @@ _CHANGED = 0.02
 """How much, relatively, a copy of an expert is changed at random."""
 
 Terms = dict[str, Tensor]
-"""(B,) nats by name."""
+"""(B,) nats by name, or () of what a batch has together."""
 
 
 class Stills(NamedTuple):
@@ -212,11 +212,9 @@ class EconTask(MixtureTask[EconRecipe]):
         terms = econ_terms(out, recipe.model.sigma)
         weights = {"kl_what": recipe.beta, "kl_mask": recipe.gamma(at)}
         if recipe.fill(at) > 0:
-            terms["gap"] = code_gap(out)
-            weights["gap"] = recipe.fill(at)
+            terms["fill"], weights["fill"] = code_gap(out), recipe.fill(at)
         if recipe.hide(at) > 0:
-            terms["hidden"] = hidden_gap(model, image, out)
-            weights["hidden"] = recipe.hide(at)
+            terms["hide"], weights["hide"] = hidden_gap(model, image, out), recipe.hide(at)
         return model.scene(out), terms, weights
 
     def _let_in(self, count: int) -> None:

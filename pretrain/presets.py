@@ -10,6 +10,7 @@ says so.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,9 +81,10 @@ class SpaceRecipe:
     """How much wider than a blob z_where's box is meant to be, so that the mask has room."""
 
     def __post_init__(self) -> None:
-        if self.model.patch and not self.sequential:
+        if self.model.patch and self.self_configure:
             raise ValueError(
-                f"patch: SPAIR alone learns from patches (sequential=True), got {self.model.patch}"
+                "self_configure: what is taken from the frames is of whole ones, expected no "
+                f"patches, got {self.model.patch}"
             )
 
     def priors(self, at: float) -> Priors:
@@ -113,6 +115,18 @@ _ATARI = SpaceRecipe(
     fixed_alpha=0.1,
     fixed_alpha_until=4000,
 )
+
+
+def _of_patches(mean: tuple[Linear, Linear], times: float) -> tuple[Linear, Linear]:
+    """Keep objects as large in pixels where they are parts of a patch, of nine tenths at most."""
+
+    def moved(raw: float) -> float:
+        part = min(0.9, times / (1 + math.exp(-raw)))
+        return math.log(part / (1 - part))
+
+    width, height = (replace(m, start=moved(m.start), end=moved(m.end)) for m in mean)
+    return width, height
+
 
 SPACE: dict[str, SpaceRecipe] = {
     "space-paper-room_large": _ROOM,
@@ -148,33 +162,25 @@ SPACE: dict[str, SpaceRecipe] = {
         for grid in (4, 8, 16)
     },
     # As the paper has its baseline (section 4, D.2, D.3): SPACE's layers, one VAE for the
-    # background, the rate of SPAIR.
+    # background, the rate of SPAIR; SPAIR-P learns from patches, each with a VAE's background.
     **{
         f"spair-paper-{name}": replace(
             recipe,
             sequential=True,
-            model=replace(recipe.model, background="single", cell=cell),
+            model=replace(recipe.model, background="single", cell=cell, patch=patch),
             fg_lr=1e-4,
             bg_lr=1e-4,
+            scale_mean=_of_patches(recipe.scale_mean, 128 / patch) if patch else recipe.scale_mean,
         )
-        for name, recipe, cell in (
-            ("room_large", _ROOM, 8),
-            ("room_small", _ROOM, 16),
-            ("grid4", _ATARI, 32),
-            ("grid8", _ATARI, 16),
-            ("grid16", _ATARI, 8),
+        for name, recipe, cell, patch in (
+            ("room_large", _ROOM, 8, 0),
+            ("room_small", _ROOM, 16, 0),
+            ("grid4", _ATARI, 32, 0),
+            ("grid8", _ATARI, 16, 0),
+            ("grid16", _ATARI, 8, 0),
+            ("patches_room", _ROOM, 8, 32),
+            ("patches_atari", _ATARI, 8, 32),
         )
-    },
-    # SPAIR-P: 4 x 4 cells on random patches of 32 x 32.
-    **{
-        f"spair-paper-patches_{name}": replace(
-            recipe,
-            sequential=True,
-            model=replace(recipe.model, background="single", cell=8, patch=32),
-            fg_lr=1e-4,
-            bg_lr=1e-4,
-        )
-        for name, recipe in (("room", _ROOM), ("atari", _ATARI))
     },
     "space-fast": SpaceRecipe(
         model=SpaceConfig(

@@ -252,19 +252,23 @@ def test_the_gap_teaches_codes_to_spread() -> None:
 
 
 def test_parts_that_are_hidden_on_purpose_by_hand() -> None:
-    model = build(replace(SMALL, experts=1, layers=2)).eval()
-    seen = image(2)
+    model, seen = build().eval(), image(3)
     with torch.no_grad():
         out: EconOutput = model(seen)
-        gap, region = hidden_gap(model, seen, out), out.part.region[:, 0]
-        expected = 0.0
-        for b in range(2):
-            before = region[1 - b]
-            shown = seen[b] * (1 - before) + seen[1 - b] * before
-            guess = model.known[0].encode(shown[None], (region[b] * (1 - before))[None])
-            code = Gaussian(out.part.code.mean[b, 0], out.part.code.std[b, 0])
-            expected += float(gaussian_kl(code, guess.mean[0], guess.std[0]).sum()) / 2
-    assert gap.item() == pytest.approx(expected, rel=1e-4)
+        # As if others had won: who guesses is whose part it is.
+        out = replace(out, winner=torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2], [2, 0, 1, 1]]))
+        gap, expected = hidden_gap(model, seen, out), 0.0
+        for b in range(3):
+            for t in range(3):  # but the last
+                region, before = out.part.region[b, t], out.part.region[b - 1, t]
+                shown = seen[b] * (1 - before) + seen[b - 1] * before
+                expert = model.known[int(out.winner[b, t])]
+                guess = expert.encode(shown[None], (region * (1 - before))[None])
+                code = Gaussian(out.part.code.mean[b, t], out.part.code.std[b, t])
+                expected += float(gaussian_kl(code, guess.mean[0], guess.std[0]).sum()) / 9
+        assert gap.item() == pytest.approx(expected, rel=1e-4)
+        alone: EconOutput = model(seen[:1])
+        assert hidden_gap(model, seen[:1], alone) == 0
 
 
 def test_encoders_alone_learn_from_what_is_hidden_on_purpose() -> None:

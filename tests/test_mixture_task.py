@@ -25,6 +25,7 @@ from objrl.pretrain.stills import ScenesConfig, generate_stills
 from objrl.pretrain.store import FrameStore
 from objrl.pretrain.tasks import make_task
 from objrl.pretrain.train import TrainConfig, train
+from objrl.schedule import Linear
 from objrl.weights import read_header
 from tests.squares import make_frames, same, tensors, write_store
 
@@ -208,3 +209,22 @@ def test_experts_of_an_econ_come_in_one_after_the_other() -> None:
     again = EconTask(task.recipe)
     again.load_state_dict(task.state_dict())
     assert torch.equal(again.handicap, task.handicap), "who was killed goes on where it was"
+
+
+def test_what_codes_are_to_be_weighs_as_the_recipe_says() -> None:
+    torch.manual_seed(0)
+    recipe = MIXTURES["econ-sprites"]
+    assert isinstance(recipe, EconRecipe)
+    fill, hide = Linear(0.0, 4.0, 0.5, 0.9), Linear(0.0, 3.0, 0.5, 0.9)
+    recipe = replace(recipe, fill=fill, hide=hide)
+    task = EconTask(recipe).train()
+    batch = task.prepare(make_frames(4))
+    _, before = task(batch, 0.5)
+    assert not {"fill", "hide"} & set(before)
+    total, means = task(batch, 0.7)
+    weights = {"nll": 1.0, "kl_what": recipe.beta, "kl_mask": recipe.gamma(0.7)}
+    weights |= {"fill": 2.0, "hide": 1.5}
+    expected = sum(weight * means[name].item() for name, weight in weights.items())
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="fill: expected to begin"):
+        replace(recipe, fill=Linear(1.0))

@@ -64,6 +64,19 @@ def test_spair_differs_from_space_in_how_cells_are_inferred(grid: int) -> None:
     Spair(spair.model)
 
 
+def test_spair_p_has_the_same_priors_in_pixels() -> None:
+    whole, patches = SPACE["spair-paper-grid16"], SPACE["spair-paper-patches_atari"]
+    Spair(patches.model)
+    assert (patches.model.cell, patches.model.patch) == (8, 32)
+    for at in (0, 20_000):
+        for recipe, side in ((whole, 128), (patches, 32)):
+            raw = recipe.priors(at).scale_mean[0]
+            pixels = side / (1 + math.exp(-raw))
+            assert pixels == pytest.approx(15.26 if at == 0 else 9.71, abs=0.01)
+    room = SPACE["spair-paper-patches_room"].priors(0).scale_mean[1]
+    assert 1 / (1 + math.exp(-room)) == pytest.approx(0.9)  # 34 pixels are more than a patch
+
+
 def test_the_papers_annealing() -> None:
     room = SPACE["space-paper-room_large"]
     assert (room.batch, room.clip, room.fg_optimizer) == (12, 1.0, "rmsprop")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objrl.models.space import SpaceConfig
+from objrl.models.space import Space, SpaceConfig
 from objrl.models.space_background import Patches
 from objrl.models.space_loss import Priors, elbo_terms
 from objrl.models.spair import Spair
@@ -125,6 +125,9 @@ def test_a_patch_has_a_background_of_its_own() -> None:
     corner[:, :, :32, :32] = 0
     others = behind(corner).mean[..., 32:] - whole.mean[..., 32:]
     assert others.abs().max() < 1e-5
+    plain = torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32), torch.rand(3, 32, 32)])
+    kl = behind(plain).kl_component
+    assert kl.max() > 1.01 * kl.min(), "some patches have more to tell than others"
     behind.train()
     assert behind.generate(2).mean.shape == (2, 1, 3, 128, 128)
 
@@ -169,13 +172,25 @@ def test_spair_p_learns_from_patches_and_sees_the_canvas() -> None:
     assert shown == [(2, 3, 32, 32), (2, 3, 128, 128)]
     # Sixteen times the pixels have about as much more to explain.
     assert 4 < whole["kl_shift"] / means["kl_shift"] < 40
-    masks = FramePerceiver(task.model).segment(frames)
-    torch.testing.assert_close(masks.sum(1), torch.ones(2, 128, 128))
+
+
+def test_cells_of_a_patch_lie_in_the_patch() -> None:
+    model = build(PATCHED).eval()
+    seen = model.latents(torch.rand(1, 3, 32, 32), 0.5)
+    row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    cells = torch.stack([column, row], -1).view(16, 2)
+    expected = model.foreground.where(
+        seen.cells.scale.mean, seen.cells.shift.mean, cells, canvas=(32, 32)
+    )
+    torch.testing.assert_close(seen.z_where, expected)
+    assert seen.z_where[..., 2:].abs().max() < 1.5  # a cell's centre, and a cell beside it
 
 
 def test_patches_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="SPAIR alone"):
-        SpaceRecipe(model=PATCHED)
+        Space(PATCHED)
+    with pytest.raises(ValueError, match="expected no patches"):
+        SpaceRecipe(model=PATCHED, sequential=True, self_configure=True)
     with pytest.raises(ValueError, match="of whole cells, with background single"):
         Spair(replace(PATCHED, background="components"))
     with pytest.raises(ValueError, match="expected patches of 32"):

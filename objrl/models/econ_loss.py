@@ -36,7 +36,7 @@ def code_gap(output: EconOutput) -> Tensor:
     size = code.mean.shape[-1]
     for expert in range(int(output.winner.max()) + 1):
         mine = output.winner == expert
-        if mine.sum() > size:  # of fewer a covariance says little
+        if mine.sum() > size:  # fewer have no covariance of their own
             mean, std = code.mean[mine], code.std[mine]
             away = mean - mean.mean(0)
             # No matrix product: that would be taken in bfloat16 where a run is.
@@ -52,13 +52,15 @@ def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     Each part but the last is hidden by that of the same step of the image before in the batch. Of
     what is left to be seen its expert should guess the code that the whole part has. Ours: eq. 12
     asks for nothing where others are in front, so that a guess which covers what is seen is as good
-    as another.
+    as another. 0 for one image, which has no other beside it.
 
     Args:
         model: whose experts.
         image: (B, 3, H, W).
         output: what the model makes of it.
     """
+    if len(image) < 2:
+        return image.new_zeros(())
     part, winner = output.part, output.winner[:, :-1]
     region = part.region[:, :-1].detach()
     before = region.roll(1, 0)

@@ -95,6 +95,8 @@ class Space(nn.Module):
 
     def __init__(self, config: SpaceConfig) -> None:
         super().__init__()
+        if config.patch and type(self) is Space:
+            raise ValueError(f"patch: SPAIR alone learns from patches, got {config.patch}")
         self.config = config
         self.max_slots, self.what_size = config.max_slots, config.z_what
         self.foreground = Foreground(config)
@@ -137,7 +139,7 @@ class Space(nn.Module):
         """Explain images; samples in training mode, posterior means otherwise.
 
         Args:
-            image: (B, 3, H, W) float32 in [0, 1], H W the config's frame_size.
+            image: (B, 3, H, W) float32 in [0, 1], H W the config's frame_size, or its patch.
             temperature: tau of the relaxed Bernoulli.
         """
         shown, picture = self._shown(image)

@@ -1,8 +1,9 @@
 """The backgrounds of SPACE: K components as in the paper, or a known picture with a weak residual.
 
 `Components` is Algorithms 3 and 4 of SPACE (arXiv 2001.02407): masks by stick-breaking from an
-LSTM, one appearance a mask. `Static` is ours for scenes whose background hardly changes: the
-picture that `objrl.models.median` finds plus a residual too coarse to draw an object.
+LSTM, one appearance a mask. `Single` and `Patches` are what it gives SPAIR and SPAIR-P. `Static`
+is ours for scenes whose background hardly changes: the picture that `objrl.models.median` finds
+plus a residual too coarse to draw an object.
 
 Letters: B batch, K components, C channels, H W canvas, D latent size.
 """
@@ -215,15 +216,21 @@ class Single(nn.Module):
         return self._draw(z, z.new_zeros(batch))
 
     def _draw(self, z: Tensor, kl: Tensor) -> BackgroundOutput:
-        mean = self.decoder(z[:, :, None, None])[:, None]
-        return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
+        return _one(self.decoder(z[:, :, None, None]), kl)
+
+
+def _one(mean: Tensor, kl: Tensor) -> BackgroundOutput:
+    """Return a background of one component, from (B, 3, H, W) and (B,)."""
+    mean = mean[:, None]
+    return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
 
 
 class Patches(nn.Module):
     """A VAE for each patch of an image, alone: SPAIR-P's background (D.3, "For Patch Training").
 
     In the table of its decoder a 1 x 1 convolution comes before each ConvSub; their sizes say that
-    both are one of our rows, convolution and shuffle.
+    both are one of our rows, convolution and shuffle. The table has a norm more than the rows that
+    this leaves. The encoder's additional linear layer (D.3) comes after its last norm.
     """
 
     def __init__(self, size: tuple[int, int], side: int, z_component: int = 16) -> None:
@@ -236,6 +243,7 @@ class Patches(nn.Module):
         self.size, self.side, self.z_component = size, side, z_component
         encoder = ((16, 4), (32, 8), (64, 8), (128, 16), (2 * z_component, 4))
         self.encoder = conv_stack(3, [Conv(c, 2, 2, groups) for c, groups in encoder])
+        self.head = nn.Linear(2 * z_component, 2 * z_component)
         rows = [
             *(Conv(256, 1, 1, 16), Conv(128, 1, 1, 16, up=4), Conv(128, 3, 1, 16)),
             *(Conv(64, 1, 1, 8, up=2), Conv(64, 3, 1, 8)),
@@ -250,7 +258,7 @@ class Patches(nn.Module):
         height, width = image.shape[2:]
         rows, columns = height // self.side, width // self.side
         patches = image.view(-1, 3, rows, self.side, columns, self.side).permute(0, 2, 4, 1, 3, 5)
-        q = Gaussian.from_raw(self.encoder(patches.flatten(0, 2)).flatten(1))
+        q = Gaussian.from_raw(self.head(self.encoder(patches.flatten(0, 2)).flatten(1)))
         kl = gaussian_kl(q, 0.0, 1.0).view(len(image), -1).sum(1)
         return self._draw(q.sample() if self.training else q.mode(), kl, (height, width))
 
@@ -263,8 +271,7 @@ class Patches(nn.Module):
     def _draw(self, z: Tensor, kl: Tensor, size: tuple[int, int]) -> BackgroundOutput:
         rows, columns = (length // self.side for length in size)
         drawn = self.decoder(z[:, :, None, None]).view(-1, rows, columns, 3, self.side, self.side)
-        mean = drawn.permute(0, 3, 1, 4, 2, 5).reshape(-1, 1, 3, *size)
-        return BackgroundOutput(mean, torch.ones_like(mean[:, :, :1]), torch.zeros_like(kl), kl)
+        return _one(drawn.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, *size), kl)
 
 
 FOREIGN = 0.75

@@ -207,8 +207,9 @@ class Foreground(nn.Module):
         centre = (index + 0.5 + torch.tanh(shift)) * 2 * self.config.cell
         x, y = centre[..., :1] / width - 1, centre[..., 1:] / height - 1
         size = torch.sigmoid(scale)
-        if self.config.patch:
-            size = size * (self.config.patch / size.new_tensor([width, height]))
+        if patch := self.config.patch:
+            w, h = size[..., :1] * (patch / width), size[..., 1:] * (patch / height)
+            size = torch.cat([w, h], dim=-1)
         return torch.cat([size, x, y], dim=-1)
 
     def encode_glimpses(self, glimpses: Tensor) -> Gaussian:

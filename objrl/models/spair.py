@@ -3,7 +3,8 @@
 As the baseline that SPACE compares with (its section 4 and D.3): its networks are SPACE's, but a
 cell's latents depend on those of the cells before it, so that two cells need not both take an
 object; the price is a loop over cells. The background that SPAIR lacks is a VAE (`Single`).
-Objects are drawn in parallel, as there.
+Objects are drawn in parallel, as there. SPAIR-P, which learns from patches of frames, is the same
+with another VAE (`Patches`).
 
 Letters: B batch, N cells, D z_what, g glimpse side.
 """
@@ -33,8 +34,9 @@ class Spair(Space):
         """Make it.
 
         Raises:
-            ValueError: cells that are not all looked into, a background that is known, or patches
-                that are not of whole cells.
+            ValueError: cells that are not all looked into, a background that is known, patches
+                that are not of whole cells, or a canvas or a patch that the papers' tables do not
+                draw.
         """
         if not config.dense or config.background not in ("single", "components"):
             raise ValueError(

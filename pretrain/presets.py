@@ -124,7 +124,9 @@ def _of_patches(mean: tuple[Linear, Linear], times: float) -> tuple[Linear, Line
         part = min(0.9, times / (1 + math.exp(-raw)))
         return math.log(part / (1 - part))
 
-    width, height = (replace(m, start=moved(m.start), end=moved(m.end)) for m in mean)
+    width, height = (
+        replace(m, start=moved(m.start), end=None if m.end is None else moved(m.end)) for m in mean
+    )
     return width, height
 
 

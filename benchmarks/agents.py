@@ -238,20 +238,21 @@ def _seeds(runs: Sequence[Curve], ended: Sequence[Curve]) -> str:
 
 
 def _summary(curves: Sequence[Curve], chance: dict[str, Curve]) -> list[str]:
-    """Return the interquartile means, of games and seeds that all kinds have ended."""
+    """Return the interquartile means, of games and seeds that all kinds with several have ended."""
     lines = []
-    kinds = [kind for kind in KINDS if any(c.kind == kind for c in curves)]
     done = {
-        kind: {(c.game, c.seed): c for c in curves if c.kind == kind and c.ended} for kind in kinds
+        kind: {(c.game, c.seed): c for c in curves if c.kind == kind and c.ended} for kind in KINDS
     }
-    common = set.intersection(*(set(runs) for runs in done.values()))
+    # Kinds that have had one seed everywhere would leave the others with one.
+    kinds = [kind for kind, runs in done.items() if len({seed for _, seed in runs}) > 1]
+    common = set.intersection(*(set(done[kind]) for kind in kinds)) if kinds else set()
     seeds = sorted({seed for _, seed in common})
     games = [g for g in sorted({g for g, _ in common}) if all((g, s) in common for s in seeds)]
     games = [game for game in games if game in HUMAN]
     if min(len(games), len(seeds)) < 2:
         return [
-            "For an interquartile mean over games there are too few: two ended runs of every kind, "
-            "with the same seeds, on two games or more."
+            "For an interquartile mean over games there are too few: two ended runs of the same "
+            "seeds on two games or more."
         ]
     for kind in kinds:
         scores = np.array(

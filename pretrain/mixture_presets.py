@@ -231,7 +231,6 @@ MIXTURES: dict[str, Mixture] = {
         _IODINE_FAST,
         scenes="dsprites_grey",
         model=replace(_IODINE_FAST.model, frame_size=(64, 64), slots=6, memory=64),
-        steps=1000,
     ),
     # Appendix B.4: a frame a guess. For `objrl synthetic`, whose sequences have ten frames.
     "iodine-sequences": replace(

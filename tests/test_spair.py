@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from objrl.models.space import Space, SpaceConfig
-from objrl.models.space_background import Patches
 from objrl.models.space_loss import Priors, elbo_terms
 from objrl.models.spair import Spair
+from objrl.models.spair_background import Patches
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.space_task import Batch, SpaceTask, random_patches

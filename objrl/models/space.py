@@ -26,13 +26,12 @@ from objrl.models.boxes import clip_boxes, repeated, tight_boxes
 from objrl.models.space_background import (
     BackgroundOutput,
     Components,
-    Patches,
-    Single,
     Smooth,
     Static,
     is_foreign,
 )
 from objrl.models.space_foreground import Cells, Foreground, SpaceConfig
+from objrl.models.spair_background import Patches, Single
 from objrl.nn.distributions import Gaussian, relaxed_bernoulli, take
 from objrl.nn.spatial import Layers, composite, composite_dense, extract, place
 from objrl.perceiver import Decomposition

@@ -117,7 +117,7 @@ def train(config: TrainConfig) -> Path:
         threads=config.threads,
     )
     course = Course(config, agent, out)
-    try:
+    with contextlib.closing(envs), contextlib.closing(course):
         model = agent.build(envs, seed=seed, device=config.device)
         model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
         if checkpoint:
@@ -129,16 +129,9 @@ def train(config: TrainConfig) -> Path:
             if course.stopped:
                 raise KeyboardInterrupt
             course.finish(model)
-    finally:
-        try:
-            course.close()
-        finally:
-            envs.close()
     print(f"wrote {out / AGENT}: {course.best:.1f}, the best of its evaluations")
     if config.video and (left > 0 or not (out / VIDEO).exists()):
-        best = load_agent(out / AGENT, device=config.device)
-        with contextlib.closing(best.envs):
-            film(best, out / VIDEO)
+        film(load_agent(out / AGENT, device=config.device), out / VIDEO)
     return out / AGENT
 
 

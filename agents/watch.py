@@ -56,8 +56,7 @@ def watch(config: WatchConfig) -> list[float]:
             raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     torch.set_num_threads(config.threads)
     agent = load_agent(config.agent, device=config.device, seed=config.seed)
-    with contextlib.closing(agent.envs):
-        scores = film(agent, config.out, config.games)
+    scores = film(agent, config.out, config.games)
     for number, score in enumerate(scores, start=1):
         print(f"game {number}: {score:g}")
     if len(scores) < config.games:
@@ -67,9 +66,13 @@ def watch(config: WatchConfig) -> list[float]:
 
 
 def film(agent: Agent, path: Path, games: int = 1) -> list[float]:
-    """Play with the likeliest actions, write an MP4 file, and return the games' returns."""
+    """Play with the likeliest actions, write an MP4 file, and return the games' returns.
+
+    The agent's games are closed then.
+    """
     scores: list[float] = []
-    write_video(path, _play(agent, games, scores), FPS)
+    with contextlib.closing(agent.envs):
+        write_video(path, _play(agent, games, scores), FPS)
     return scores
 
 

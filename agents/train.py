@@ -30,6 +30,7 @@ from objrl.agents.presets import Algorithm, Encoder, Extractor
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
 from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
+from objrl.locking import Lock
 from objrl.stopping import asked_to_stop
 from objrl.weights import WEIGHTS
 from objrl.wrappers.choose import game_of, weights_for
@@ -94,7 +95,8 @@ def train(config: TrainConfig) -> Path:
     Raises:
         FileNotFoundError: nothing to resume.
         FileExistsError: the folder holds a run, and `resume` was not asked for.
-        ValueError: a bad setting, an unknown game or weights, or another run's checkpoint.
+        ValueError: a bad setting, an unknown game or weights, another run's checkpoint, or a
+            folder that another process is writing.
         ImportError: the RAM's objects are wanted, and OCAtari is not there.
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
     """
@@ -109,15 +111,20 @@ def train(config: TrainConfig) -> Path:
     left = int(config.steps) - done
     # Games cannot be resumed: others begin, and other samples are drawn.
     seed = _derived(config.seed, done)
-    envs = agent.envs(
-        *(agent.recipe.envs,),
-        learning=True,
-        seed=seed,
-        device=config.device,
-        threads=config.threads,
-    )
-    course = Course(config, agent, out)
-    with contextlib.closing(envs), contextlib.closing(course):
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        contextlib.closing(Lock(out)),
+        contextlib.closing(
+            agent.envs(
+                agent.recipe.envs,
+                learning=True,
+                seed=seed,
+                device=config.device,
+                threads=config.threads,
+            )
+        ) as envs,
+        contextlib.closing(Course(config, agent, out)) as course,
+    ):
         model = agent.build(envs, seed=seed, device=config.device)
         model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
         if checkpoint:

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from objrl.atomic import replacing
-
-if sys.platform != "win32":
-    import fcntl
+from objrl.locking import Lock
 
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Shape (without N) and dtype of every data set that has a row for each frame."""
@@ -102,7 +99,7 @@ def open_to_read(path: Path) -> h5py.File:
     return file
 
 
-def open_to_write(path: Path) -> tuple[h5py.File, IO[bytes]]:
+def open_to_write(path: Path) -> tuple[h5py.File, Lock]:
     """Open a store in the single-writer mode, mending it before when its last writer was killed.
 
     Returns:
@@ -112,12 +109,12 @@ def open_to_write(path: Path) -> tuple[h5py.File, IO[bytes]]:
         ValueError: somebody else is writing it.
         OSError: no room to mend it.
     """
-    lock = _lock(path)
+    lock = Lock(path)
     try:
         if _superblock(path)[0]:
             _mend(path)
             lock.close()
-            lock = _lock(path)  # the mended file is another one
+            lock = Lock(path)  # the mended file is another one
         return _open_as_single_writer(path), lock
     except BaseException:
         lock.close()
@@ -229,21 +226,6 @@ def _superblock(path: Path) -> tuple[bool, int]:
     if len(head) < 36 or head[:9] != b"\x89HDF\r\n\x1a\n\x03":
         return False, 0
     return bool(head[11] & 1), int.from_bytes(head[28:], "little")
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """Keep other writers away for as long as the returned file stays open, or the process lives."""
-    file = path.open("rb")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(
-                f"{path}: expected a file that nobody writes, got one that another process is "
-                "writing; wait for it, or choose another file"
-            ) from None
-    return file
 
 
 def _mend(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from objrl.checkpoint import Checkpoint, load_checkpoint
+from objrl.locking import Lock
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore
@@ -80,7 +81,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         FileNotFoundError: no such data, or nothing to resume.
         FileExistsError: the folder holds a run, and `resume` was not asked for.
-        ValueError: bad preset, setting, data or checkpoint.
+        ValueError: bad preset, setting, data or checkpoint, or another process writes the folder.
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
         OSError: the disk is full; the last checkpoint stays.
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
@@ -95,9 +96,11 @@ def train(config: TrainConfig) -> Path:
         if config.threads is not None:
             torch.set_num_threads(config.threads)  # after the launch, which sets them too
             cv2.setNumThreads(config.threads)  # of the teacher
-        run = Run(fabric, store, config, recipe, out, resumed)
-        run.fit()
-        return run.export()
+        out.mkdir(parents=True, exist_ok=True)
+        with closing(Lock(out)) if fabric.is_global_zero else nullcontext():
+            run = Run(fabric, store, config, recipe, out, resumed)
+            run.fit()
+            return run.export()
 
 
 def _check(config: TrainConfig, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from objrl.agents.presets import Recipe, recipe_for
 from objrl.agents.train import CHECKPOINT, CURVE, VIDEO, ZIP, Course, TrainConfig, train
 from objrl.agents.watch import WatchConfig, watch
 from objrl.checkpoint import Checkpoint, load_checkpoint, tensors_of
+from objrl.locking import Lock
 
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
@@ -126,6 +128,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         train(config(tmp_path))
     with pytest.raises(ValueError, match="another seed"):
         train(config(tmp_path, seed=1, resume=True))
+    with closing(Lock(tmp_path)), pytest.raises(ValueError, match="another process is writing"):
+        train(config(tmp_path, resume=True))
     with monkeypatch.context() as patch:
         recipe = presets._RECIPES["ppo", True]
         patch.setitem(presets._RECIPES, ("ppo", True), replace(recipe, learning_rate=9.0))

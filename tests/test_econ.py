@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from objrl.models import econ_loss
 from objrl.models.econ import (
     Econ,
     EconConfig,
@@ -251,24 +253,50 @@ def test_the_gap_teaches_codes_to_spread() -> None:
     assert 0.8 < mean.std() < 1.2
 
 
-def test_parts_that_are_hidden_on_purpose_by_hand() -> None:
+def test_parts_that_are_hidden_on_purpose_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = build().eval(), image(3)
+    torch.manual_seed(0)
+    other = (torch.arange(3)[:, None] + torch.randint(1, 3, (2, 3, 3))) % 3
+    step = torch.randint(0, 3, (2, 3, 3))
+    monkeypatch.setattr(econ_loss, "_HIDDEN", 2)
+    monkeypatch.setattr(econ_loss, "_occluders", lambda _: (other, step))
     with torch.no_grad():
         out: EconOutput = model(seen)
         # As if others had won: who guesses is whose part it is.
         out = replace(out, winner=torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2], [2, 0, 1, 1]]))
         gap, expected = hidden_gap(model, seen, out), 0.0
-        for b in range(3):
-            for t in range(3):  # but the last
-                region, before = out.part.region[b, t], out.part.region[b - 1, t]
-                shown = seen[b] * (1 - before) + seen[b - 1] * before
-                expert = model.known[int(out.winner[b, t])]
-                guess = expert.encode(shown[None], (region * (1 - before))[None])
-                code = Gaussian(out.part.code.mean[b, t], out.part.code.std[b, t])
-                expected += float(gaussian_kl(code, guess.mean[0], guess.std[0]).sum()) / 9
+        for n, b, t in itertools.product(range(2), range(3), range(3)):  # no last part
+            image_before, step_before = int(other[n, b, t]), int(step[n, b, t])
+            region, before = out.part.region[b, t], out.part.region[image_before, step_before]
+            shown = seen[b] * (1 - before) + seen[image_before] * before
+            expert = model.known[int(out.winner[b, t])]
+            guess = expert.encode(shown[None], (region * (1 - before))[None])
+            code = Gaussian(out.part.code.mean[b, t], out.part.code.std[b, t])
+            expected += float(gaussian_kl(code, guess.mean[0], guess.std[0]).sum()) / 18
         assert gap.item() == pytest.approx(expected, rel=1e-4)
-        alone: EconOutput = model(seen[:1])
-        assert hidden_gap(model, seen[:1], alone) == 0
+
+
+def test_one_image_has_nothing_to_hide_behind() -> None:
+    model, seen = build().eval(), image(1)
+    assert hidden_gap(model, seen, model(seen)) == 0
+
+
+def test_parts_are_hidden_by_what_hides_nearest_to_a_share_that_is_drawn() -> None:
+    # Of the first part of the first image the others' parts hide 0, 1/4, 1/2 and all.
+    region = torch.zeros(3, 2, 1, 1, 8)
+    region[0, 0, ..., :4] = 1
+    region[0, 1, ..., 4:] = 1
+    region[1, 1, ..., 3:6] = 1
+    region[2, 0, ..., 2:] = 1
+    region[2, 1, ..., :5] = 1
+    torch.manual_seed(0)
+    drawn = [econ_loss._occluders(region) for _ in range(300)]
+    other, step = (torch.cat(values) for values in zip(*drawn, strict=True))
+    assert other.shape == (300 * econ_loss._HIDDEN, 3, 2)
+    assert (other != torch.arange(3)[:, None]).all()
+    chosen = torch.bincount((2 * other + step)[:, 0, 0], minlength=6) / len(other)
+    # Nearest to a share below 1/8, from there to 3/8, to 3/4, and above.
+    assert chosen.tolist() == pytest.approx([0, 0, 1 / 8, 1 / 4, 3 / 8, 1 / 4], abs=0.05)
 
 
 def test_encoders_alone_learn_from_what_is_hidden_on_purpose() -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import objrl
+from objrl.locking import Lock
 from objrl.pretrain import train as train_module
 from objrl.pretrain.batches import choose
 from objrl.pretrain.collect import CollectConfig
@@ -99,6 +101,16 @@ class TestARun:
         with pytest.raises(FileExistsError, match=r"holds a run; go on with --resume"):
             train(config(data, uninterrupted))
         assert (uninterrupted / "weights.safetensors").read_bytes() == before
+
+    def test_a_folder_that_another_run_writes_is_left_alone(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        with (
+            closing(Lock(tmp_path)),
+            pytest.raises(ValueError, match=r"folder that nobody writes.*another process"),
+        ):
+            train(config(data, tmp_path))
+        assert not list(tmp_path.rglob("*.safetensors"))
 
 
 class TestEnv:

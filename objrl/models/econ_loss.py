@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from objrl.models.econ import Econ, EconOutput
 from objrl.nn.distributions import Gaussian, gaussian_kl
+
+_HIDDEN = 4
+"""How often each part is hidden: the encoder is cheap beside the rest of a step."""
 
 
 def econ_terms(output: EconOutput, sigma: float) -> dict[str, Tensor]:
@@ -49,10 +53,11 @@ def code_gap(output: EconOutput) -> Tensor:
 def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     """Return () nats a part: how much less is known of it where another is laid before it.
 
-    Each part but the last is hidden by that of the same step of the image before in the batch. Of
-    what is left to be seen its expert should guess the code that the whole part has. Ours: eq. 12
-    asks for nothing where others are in front, so that a guess which covers what is seen is as good
-    as another. 0 for one image, which has no other beside it.
+    Each part but the last is hidden by one of another image in the batch, that which comes nearest
+    to hiding a share of it that is drawn from 0 to 1; and so again, `_HIDDEN` times. Of what is
+    left to be seen its expert should guess the code that the whole part has. Ours: eq. 12 asks for
+    nothing where others are in front, so that a guess which covers what is seen is as good as
+    another. 0 for one image, which has no other beside it.
 
     Args:
         model: whose experts.
@@ -61,16 +66,30 @@ def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     """
     if len(image) < 2:
         return image.new_zeros(())
-    part, winner = output.part, output.winner[:, :-1]
+    part = output.part
+    whole = Gaussian(part.code.mean[:, :-1].detach(), part.code.std[:, :-1].detach())
     region = part.region[:, :-1].detach()
-    before = region.roll(1, 0)
+    other, step = _occluders(region)
+    before = region[other, step]
     seen = region * (1 - before)
-    shown = image[:, None] * (1 - before) + image.roll(1, 0)[:, None] * before
+    shown = image[:, None] * (1 - before) + image[other] * before
     gap = image.new_zeros(())
     for number, expert in enumerate(model.known):
-        mine = winner == number
+        mine = output.winner[:, :-1] == number
         if mine.any():
-            guess = expert.encode(shown[mine], seen[mine])
-            mean, std = (code[:, :-1][mine].detach() for code in (part.code.mean, part.code.std))
+            guess = expert.encode(shown[:, mine].flatten(0, 1), seen[:, mine].flatten(0, 1))
+            mean, std = (code[mine].repeat(_HIDDEN, 1) for code in (whole.mean, whole.std))
             gap = gap + gaussian_kl(Gaussian(mean, std), guess.mean, guess.std).sum()
-    return gap / winner.numel()
+    return gap / other.numel()
+
+
+def _occluders(region: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T, 1, H, W) -> (n, B, T) image and step of the part to lay before each, n times."""
+    images, steps = region.shape[:2]
+    flat = region.flatten(2).flatten(0, 1)
+    hidden = flat @ flat.T / flat.sum(1, keepdim=True).clamp(min=1e-5)
+    own = torch.arange(images, device=region.device).repeat_interleave(steps)
+    hidden = hidden.masked_fill(own[:, None] == own, torch.inf)
+    wanted = torch.rand(_HIDDEN, images * steps, 1, device=region.device)
+    chosen = (hidden - wanted).abs().argmin(2).view(_HIDDEN, images, steps)
+    return chosen // steps, chosen % steps

@@ -115,6 +115,23 @@ _ATARI = SpaceRecipe(
     fixed_alpha=0.1,
     fixed_alpha_until=4000,
 )
+# The papers' loss alone, on a small canvas with one VAE behind: to compare SPACE's cells, inferred
+# at once, with SPAIR's, one after the other.
+_PLAIN = SpaceRecipe(
+    model=SpaceConfig(
+        frame_size=(64, 64), cell=8, architecture="fast", z_what=16, background="single"
+    ),
+    steps=2000,
+    unit="run",
+    fg_optimizer="adam",
+    fg_lr=5e-4,
+    decay=Linear(1.0, 0.1, 0.7, 1.0),
+    presence=Linear(0.1, 0.01, 0.1, 0.3),
+    scale_mean=(Linear(-1.0, -2.0, 0.1, 0.3),) * 2,
+    scale_std=0.3,
+    temperature=Linear(2.5, 0.5, 0.0, 0.4),
+    boundary_until=0.6,
+)
 
 
 def _of_patches(mean: tuple[Linear, Linear], times: float) -> tuple[Linear, Linear]:
@@ -184,6 +201,14 @@ SPACE: dict[str, SpaceRecipe] = {
             ("patches_atari", _ATARI, 8, 32),
         )
     },
+    "space-plain": _PLAIN,
+    "spair-plain": replace(_PLAIN, sequential=True),
+    "spair-plain-patches": replace(
+        _PLAIN,
+        sequential=True,
+        model=replace(_PLAIN.model, patch=32),
+        scale_mean=_of_patches(_PLAIN.scale_mean, 64 / 32),
+    ),
     "space-fast": SpaceRecipe(
         model=SpaceConfig(
             frame_size=(210, 160),

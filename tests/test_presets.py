@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,20 @@ def test_spair_differs_from_space_in_how_cells_are_inferred(grid: int) -> None:
     assert (spair.model.grid, spair.fg_lr) == ((grid, grid), space.fg_lr)
     assert spair.model.background == "single"
     Spair(spair.model)
+
+
+def test_plain_space_and_spair_differ_in_nothing_else() -> None:
+    space, spair, patches = (
+        SPACE[name] for name in ("space-plain", "spair-plain", "spair-plain-patches")
+    )
+    assert spair == replace(space, sequential=True)
+    assert patches == replace(
+        spair, model=replace(spair.model, patch=32), scale_mean=patches.scale_mean
+    )
+    assert not space.self_configure
+    for at in (0.0, 1.0):
+        of_canvas, of_patch = (r.priors(at).scale_mean[0] for r in (spair, patches))
+        assert 64 / (1 + math.exp(-of_canvas)) == pytest.approx(32 / (1 + math.exp(-of_patch)))
 
 
 def test_spair_p_has_the_same_priors_in_pixels() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from objrl.models.space import Space, SpaceConfig
 from objrl.models.space_loss import Priors, elbo_terms
 from objrl.models.spair import Spair
-from objrl.models.spair_background import Patches
+from objrl.models.spair_background import Patches, Single
 from objrl.perceiver import FramePerceiver
 from objrl.pretrain.presets import SpaceRecipe
 from objrl.pretrain.space_task import Batch, SpaceTask, random_patches
@@ -31,6 +31,17 @@ def image(count: int = 2) -> Tensor:
         made[b, 0, 20 + b : 40 + b, 30:50] = 1
         made[b, 1, 80:100, 60 + b : 90 + b] = 1
     return made
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_one_vae_draws_the_whole_canvas(side: int) -> None:
+    torch.manual_seed(0)
+    background = Single((side, side))
+    out = background(torch.rand(2, 3, side, side))
+    assert out.image.shape == (2, 3, side, side)
+    assert background.generate(3).image.shape == (3, 3, side, side)
+    with pytest.raises(ValueError, match=r"128 x 128 or 64 x 64, got \(32, 32\)"):
+        Single((32, 32))
 
 
 def test_a_cell_depends_on_the_four_beside_it_that_came_before() -> None:

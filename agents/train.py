@@ -30,7 +30,7 @@ from objrl.agents.presets import Algorithm, Encoder, Extractor
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
 from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
-from objrl.locking import Lock
+from objrl.locking import writing
 from objrl.stopping import asked_to_stop
 from objrl.weights import WEIGHTS
 from objrl.wrappers.choose import game_of, weights_for
@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> Path:
         FileNotFoundError: nothing to resume.
         FileExistsError: the folder holds a run, and `resume` was not asked for.
         ValueError: a bad setting, an unknown game or weights, another run's checkpoint, or a
-            folder that another process is writing.
+            folder that is being written.
         ImportError: the RAM's objects are wanted, and OCAtari is not there.
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
     """
@@ -106,25 +106,29 @@ def train(config: TrainConfig) -> Path:
     agent = _agent(config)
     name = f"{game_of(config.env)}-{config.obs}-{config.algo}-{config.seed}"
     out = config.out or Path("runs/agents") / name
-    checkpoint = _checkpoint(config, agent, out)
+    _checkpoint(config, agent, out)
+    with writing(out):
+        _learn(config, agent, out, _checkpoint(config, agent, out))
+    return out / AGENT
+
+
+def _learn(
+    config: TrainConfig, agent: AgentConfig, out: Path, checkpoint: Checkpoint | None
+) -> None:
+    """Train from the beginning or from a checkpoint to the end, and film what is best."""
     done = checkpoint.about["steps"] if checkpoint else 0
     left = int(config.steps) - done
     # Games cannot be resumed: others begin, and other samples are drawn.
     seed = _derived(config.seed, done)
-    out.mkdir(parents=True, exist_ok=True)
-    with (
-        contextlib.closing(Lock(out)),
-        contextlib.closing(
-            agent.envs(
-                agent.recipe.envs,
-                learning=True,
-                seed=seed,
-                device=config.device,
-                threads=config.threads,
-            )
-        ) as envs,
-        contextlib.closing(Course(config, agent, out)) as course,
-    ):
+    envs = agent.envs(
+        *(agent.recipe.envs,),
+        learning=True,
+        seed=seed,
+        device=config.device,
+        threads=config.threads,
+    )
+    course = Course(config, agent, out)
+    with contextlib.closing(envs), contextlib.closing(course):
         model = agent.build(envs, seed=seed, device=config.device)
         model.set_logger(configure_logger(str(out / "logs"), ["tensorboard"]))
         if checkpoint:
@@ -139,7 +143,6 @@ def train(config: TrainConfig) -> Path:
     print(f"wrote {out / AGENT}: {course.best:.1f}, the best of its evaluations")
     if config.video and (left > 0 or not (out / VIDEO).exists()):
         film(load_agent(out / AGENT, device=config.device), out / VIDEO)
-    return out / AGENT
 
 
 def _check(config: TrainConfig) -> None:
@@ -187,6 +190,8 @@ def _checkpoint(config: TrainConfig, agent: AgentConfig, out: Path) -> Checkpoin
     """Return the run's last checkpoint, if it is to be resumed."""
     path = out / CHECKPOINT
     if not config.resume:
+        if out.exists() and not out.is_dir():
+            raise FileExistsError(f"{out}: expected a folder for the run, got a file")
         if path.exists():
             raise FileExistsError(
                 f"{out}: expected a new folder, got one with a run; go on with --resume, or take "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 if sys.platform != "win32":
     import fcntl
@@ -13,31 +16,68 @@ if sys.platform != "win32":
 class Lock:
     """Keeps other writers from a file or a folder, until it is closed or the process has died.
 
-    It leaves nothing behind. On Windows, which has no such locks, it keeps nobody away.
+    It leaves nothing behind. Windows and some network drives know no such locks, and others know
+    them on one machine alone: there it keeps nobody away. Can be used in `with`.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: somebody else is writing it.
+        ValueError: somebody else is writing it, or is just replacing it by another.
+        OSError: it may not be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._number: int | None = None
+        self._descriptor: int | None = None
         if sys.platform == "win32":
             return
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not os.path.samestat(os.fstat(descriptor), os.stat(path))
         except BlockingIOError:
-            os.close(number)
+            taken = True
+        except OSError:  # there are no locks here
+            os.close(descriptor)
+            return
+        if taken:
+            os.close(descriptor)
             kind = "folder" if path.is_dir() else "file"
             raise ValueError(
-                f"{path}: expected a {kind} that nobody writes, got one that another process is "
-                f"writing; wait for it, or choose another {kind}"
-            ) from None
-        self._number = number
+                f"{path}: expected a {kind} that nobody writes, got one that is being written; "
+                f"wait for whoever does, or choose another {kind}"
+            )
+        self._descriptor = descriptor
 
     def close(self) -> None:
         """Let others write; a second time does nothing."""
-        if self._number is not None:
-            os.close(self._number)
-            self._number = None
+        if self._descriptor is not None and sys.platform != "win32":
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # also where a forked process lives on
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other writers from it; if it stays empty it is removed again.
+
+    Raises:
+        ValueError: somebody else is writing it.
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which removes empty ones alone

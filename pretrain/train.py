@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing, nullcontext, suppress
+import os
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from objrl.checkpoint import Checkpoint, load_checkpoint
-from objrl.locking import Lock
+from objrl.locking import writing
 from objrl.pretrain.collect import CollectConfig, collect, default_store
 from objrl.pretrain.health import Course
 from objrl.pretrain.joint import JointStore
@@ -81,23 +82,24 @@ def train(config: TrainConfig) -> Path:
     Raises:
         FileNotFoundError: no such data, or nothing to resume.
         FileExistsError: the folder holds a run, and `resume` was not asked for.
-        ValueError: bad preset, setting, data or checkpoint, or another process writes the folder.
+        ValueError: bad preset, setting, data or checkpoint, or a folder that is being written.
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
         OSError: the disk is full; the last checkpoint stays.
         KeyboardInterrupt: asked to stop, by Ctrl-C or SIGTERM; a checkpoint was written.
     """
     recipe = _recipe(config)
     _check(config, recipe)
-    out, resumed = _folder(config)
+    out, _ = _folder(config)
     paths = config.data or (_made(config, recipe),)
-    with FrameStore(paths[0]) if len(paths) == 1 else JointStore(paths) as store:
-        fabric = _fabric(config, out, resumed)
-        fabric.launch()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)  # after the launch, which sets them too
-            cv2.setNumThreads(config.threads)  # of the teacher
-        out.mkdir(parents=True, exist_ok=True)
-        with closing(Lock(out)) if fabric.is_global_zero else nullcontext():
+    # Of several processes the one that writes, which has started the others.
+    with writing(out) if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext():
+        out, resumed = _folder(config)  # again, now that nobody else writes there
+        with FrameStore(paths[0]) if len(paths) == 1 else JointStore(paths) as store:
+            fabric = _fabric(config, out, resumed)
+            fabric.launch()
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)  # after the launch, which sets them too
+                cv2.setNumThreads(config.threads)  # of the teacher
             run = Run(fabric, store, config, recipe, out, resumed)
             run.fit()
             return run.export()

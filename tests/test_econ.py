@@ -259,7 +259,12 @@ def test_parts_that_are_hidden_on_purpose_by_hand(monkeypatch: pytest.MonkeyPatc
     other = (torch.arange(3)[:, None] + torch.randint(1, 3, (2, 3, 3))) % 3
     step = torch.randint(0, 3, (2, 3, 3))
     monkeypatch.setattr(econ_loss, "_HIDDEN", 2)
-    monkeypatch.setattr(econ_loss, "_occluders", lambda _: (other, step))
+
+    def chosen(region: Tensor) -> tuple[Tensor, Tensor]:
+        assert region.shape == (3, 3, 1, 16, 20)  # the last part neither hides nor is hidden
+        return other, step
+
+    monkeypatch.setattr(econ_loss, "_occluders", chosen)
     with torch.no_grad():
         out: EconOutput = model(seen)
         # As if others had won: who guesses is whose part it is.

@@ -234,7 +234,7 @@ def test_rows_that_do_not_fit(path: Path, change: Any, message: str) -> None:
 def test_one_writer_at_a_time(path: Path) -> None:
     with writer(path) as store:
         store.append(**make_rows(0, 10))
-        with pytest.raises(ValueError, match="another process is writing"):
+        with pytest.raises(ValueError, match="is being written"):
             writer(path)
         store.append(**make_rows(10, 10))
     with FrameStore(path) as found:

@@ -1,6 +1,6 @@
 """ECON's loss: the terms of eq. 13, and two of ours about what codes are.
 
-Letters: B batch, T steps, K experts, L size of a code, H W canvas.
+Letters: B batch, T steps, K experts, L size of a code, H W canvas, n times that a part is hidden.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def code_gap(output: EconOutput) -> Tensor:
 def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     """Return () nats a part: how much less is known of it where another is laid before it.
 
-    Each part but the last is hidden by one of another image in the batch, that which comes nearest
-    to hiding a share of it that is drawn from 0 to 1; and so again, `_HIDDEN` times. Of what is
-    left to be seen its expert should guess the code that the whole part has. Ours: eq. 12 asks for
-    nothing where others are in front, so that a guess which covers what is seen is as good as
-    another. 0 for one image, which has no other beside it.
+    Each part but the last is hidden by one of another image in the batch, not its last, that which
+    comes nearest to hiding a share of it that is drawn from 0 to 1; and so again, `_HIDDEN` times.
+    Of what is left to be seen its expert should guess the code that the whole part has. Ours:
+    eq. 12 asks for nothing where others are in front, so that a guess which covers what is seen is
+    as good as another. 0 for one image, which has no other beside it.
 
     Args:
         model: whose experts.
@@ -84,7 +84,10 @@ def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
 
 
 def _occluders(region: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T, 1, H, W) -> (n, B, T) image and step of the part to lay before each, n times."""
+    """(B, T, 1, H, W) -> (n, B, T) image and step of the part to lay before each, n times.
+
+    Of several that hide as much the first. In bfloat16 the shares are rough, as they may be.
+    """
     images, steps = region.shape[:2]
     flat = region.flatten(2).flatten(0, 1)
     hidden = flat @ flat.T / flat.sum(1, keepdim=True).clamp(min=1e-5)

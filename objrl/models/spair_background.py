@@ -16,7 +16,8 @@ from objrl.nn.distributions import Gaussian, gaussian_kl
 class Single(nn.Module):
     """One component: the VAE that SPACE's paper gives SPAIR, which has no background (D.3).
 
-    Ours: on a canvas of 64 x 64 its last row of the decoder doubles, where the paper's is fourfold.
+    Ours: for a canvas of 64 x 64 the decoder's last upsampling is twofold, where the paper's is
+    fourfold.
     """
 
     def __init__(self, size: tuple[int, int], z_component: int = 32) -> None:

@@ -230,7 +230,7 @@ MIXTURES: dict[str, Mixture] = {
     "iodine-multi_dsprites": replace(
         _IODINE_FAST,
         scenes="dsprites_grey",
-        # Half as tall and wide as the scenes: a quarter of the time.
+        # Half as tall and wide as the scenes: a quarter of the time a step, and so more of them.
         model=replace(_IODINE_FAST.model, frame_size=(32, 32), slots=6, memory=64),
         steps=9000,
     ),

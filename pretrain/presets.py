@@ -3,8 +3,9 @@
 `space-paper-*` are the tables of SPACE's D.2 and the authors' configuration files, in steps.
 `space-fast` is sparse and small, and takes sizes and background from the frames
 (`pretrain/configure.py`); its schedules are in fractions of the run, so that a run of any length
-anneals fully. Where the paper and the authors' code differ, the preset follows the paper and
-says so.
+anneals fully. `space-plain` and `spair-plain` are for comparing how cells are inferred, and take
+nothing from the frames. Where the paper and the authors' code differ, the preset follows the paper
+and says so.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ _ATARI = SpaceRecipe(
     fixed_alpha=0.1,
     fixed_alpha_until=4000,
 )
-# The papers' loss alone, on a small canvas with one VAE behind: to compare SPACE's cells, inferred
-# at once, with SPAIR's, one after the other.
+# SPACE's loss alone, on a small canvas with one VAE behind: to compare its cells, inferred at once,
+# with SPAIR's, one after the other.
 _PLAIN = SpaceRecipe(
     model=SpaceConfig(
         frame_size=(64, 64), cell=8, architecture="fast", z_what=16, background="single"
@@ -132,6 +133,7 @@ _PLAIN = SpaceRecipe(
     temperature=Linear(2.5, 0.5, 0.0, 0.4),
     boundary_until=0.6,
 )
+_PLAIN_SPAIR = replace(_PLAIN, sequential=True)
 
 
 def _of_patches(mean: tuple[Linear, Linear], times: float) -> tuple[Linear, Linear]:
@@ -202,10 +204,9 @@ SPACE: dict[str, SpaceRecipe] = {
         )
     },
     "space-plain": _PLAIN,
-    "spair-plain": replace(_PLAIN, sequential=True),
+    "spair-plain": _PLAIN_SPAIR,
     "spair-plain-patches": replace(
-        _PLAIN,
-        sequential=True,
+        _PLAIN_SPAIR,
         model=replace(_PLAIN.model, patch=32),
         scale_mean=_of_patches(_PLAIN.scale_mean, 64 / 32),
     ),

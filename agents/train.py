@@ -106,7 +106,6 @@ def train(config: TrainConfig) -> Path:
     agent = _agent(config)
     name = f"{game_of(config.env)}-{config.obs}-{config.algo}-{config.seed}"
     out = config.out or Path("runs/agents") / name
-    _checkpoint(config, agent, out)
     with writing(out):
         _learn(config, agent, out, _checkpoint(config, agent, out))
     return out / AGENT
@@ -190,8 +189,6 @@ def _checkpoint(config: TrainConfig, agent: AgentConfig, out: Path) -> Checkpoin
     """Return the run's last checkpoint, if it is to be resumed."""
     path = out / CHECKPOINT
     if not config.resume:
-        if out.exists() and not out.is_dir():
-            raise FileExistsError(f"{out}: expected a folder for the run, got a file")
         if path.exists():
             raise FileExistsError(
                 f"{out}: expected a new folder, got one with a run; go on with --resume, or take "

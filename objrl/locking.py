@@ -68,16 +68,21 @@ class Lock:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make a folder and keep other writers from it; if it stays empty it is removed again.
+    """Make a folder and keep other writers from it; what it made and stays empty goes again.
 
     Raises:
+        FileExistsError: it is a file.
         ValueError: somebody else is writing it.
         OSError: it cannot be made.
     """
+    if folder.is_file():
+        raise FileExistsError(f"{folder}: expected a folder, got a file; choose another")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder):
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # which removes empty ones alone
+            with contextlib.suppress(OSError):  # a folder that is not empty
+                for path in made:
+                    path.rmdir()

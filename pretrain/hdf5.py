@@ -79,6 +79,11 @@ def open_to_read(path: Path) -> h5py.File:
         raise FileNotFoundError(
             f"{path}: no such file; `objrl collect --env GAME --out {path}` would make it"
         )
+    if path.suffix == ".npz":
+        raise ValueError(
+            f"{path}: expected a frame store (.h5), got the name of a file with labels (.npz); "
+            "that is for --truth"
+        )
     marked, length = _superblock(path)
     size = path.stat().st_size
     if size < length:  # of a marked file HDF5 would not say so, but wait for the rest for ever

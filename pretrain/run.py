@@ -150,6 +150,7 @@ class Run:
                     self._save()
                     saved = time.monotonic()
                 if stop():
+                    self._fabric.print(f"stopped at step {self.step}; --resume goes on from there")
                     raise KeyboardInterrupt
         return None
 

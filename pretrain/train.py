@@ -48,7 +48,8 @@ class TrainConfig:
     preset: str = "space-fast"
     """Recipe; those with `paper` in their names are the papers' and want a GPU."""
     out: Path | None = None
-    """Folder of the run; by default runs/<data>-<preset>."""
+    """Folder of the run; by default runs/<data>-<preset>, or runs/<preset> of scenes that it draws
+    itself."""
     minutes: float | None = None
     """Wall time of training; the number of steps follows from the speed of a few trial steps."""
     steps: int | None = None
@@ -89,17 +90,18 @@ def train(config: TrainConfig) -> Path:
     """
     recipe = _recipe(config)
     _check(config, recipe)
-    out, _ = _folder(config)
-    paths = config.data or (_made(config, recipe),)
+    out = _folder(config)
     # Of several processes the one that writes, which has started the others.
     with writing(out) if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext():
-        out, resumed = _folder(config)  # again, now that nobody else writes there
+        resumed = _checkpoint(config, out)
+        paths = config.data or (_made(config, recipe),)
         with FrameStore(paths[0]) if len(paths) == 1 else JointStore(paths) as store:
             fabric = _fabric(config, out, resumed)
             fabric.launch()
             if config.threads is not None:
                 torch.set_num_threads(config.threads)  # after the launch, which sets them too
                 cv2.setNumThreads(config.threads)  # of the teacher
+            fabric.print(f"learns from {len(store):,} frames of {', '.join(map(str, paths))}")
             run = Run(fabric, store, config, recipe, out, resumed)
             run.fit()
             return run.export()
@@ -147,20 +149,22 @@ def _recipe(config: TrainConfig) -> Recipe:
     return recipe
 
 
-def _folder(config: TrainConfig) -> tuple[Path, Checkpoint | None]:
-    """Return the run's folder, and its checkpoint where it goes on."""
+def _folder(config: TrainConfig) -> Path:
+    """Return the run's folder."""
     name = config.preset
     if config.data or config.env:
         data = config.data or (default_store(config.env or ""),)
         name = f"{data[0].stem if len(data) == 1 else f'joint{len(data)}'}-{name}"
-    out = config.out or Path("runs") / name
+    return config.out or Path("runs") / name
+
+
+def _checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
+    """Return the checkpoint of a run that goes on."""
     if config.resume:
-        return out, load_checkpoint(out / CHECKPOINT)
+        return load_checkpoint(out / CHECKPOINT)
     if any((out / name).exists() for name in (CHECKPOINT, WEIGHTS)):
         raise FileExistsError(f"{out} holds a run; go on with --resume, or choose another --out")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out}: expected a folder for the run, got a file")
-    return out, None
+    return None
 
 
 def _made(config: TrainConfig, recipe: Recipe) -> Path:

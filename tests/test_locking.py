@@ -106,9 +106,23 @@ def test_a_folder_to_write_stays_if_anything_was_written(tmp_path: Path) -> None
     folder = tmp_path / "of" / "a run"
     with writing(folder):
         assert folder.is_dir()
-    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
     with writing(folder):
         (folder / "file").touch()
         with pytest.raises(ValueError, match="folder that nobody writes"), writing(folder):
             pass
     assert (folder / "file").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with writing(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_file_is_no_folder_to_write(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    message = "run: expected a folder, got a file"
+    with pytest.raises(FileExistsError, match=message), writing(tmp_path / "run"):
+        pass

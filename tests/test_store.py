@@ -241,6 +241,12 @@ def test_one_writer_at_a_time(path: Path) -> None:
         assert len(found) == 20
 
 
+def test_labels_in_place_of_frames_are_not_called_damaged(tmp_path: Path) -> None:
+    np.savez(tmp_path / "truth.npz", boxes=np.zeros((0, 6)))
+    with pytest.raises(ValueError, match="that is for --truth"):
+        FrameStore(tmp_path / "truth.npz")
+
+
 def test_a_file_can_be_read_while_it_is_written(path: Path) -> None:
     with writer(path) as store:
         store.append(**make_rows(0, 10))

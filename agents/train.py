@@ -7,9 +7,8 @@ import csv
 import dataclasses
 import io
 import json
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from objrl.agents.presets import Algorithm, Encoder, Extractor
 from objrl.agents.watch import film
 from objrl.atomic import replacing, write_atomically
 from objrl.checkpoint import Checkpoint, load_checkpoint, restore, save_checkpoint
+from objrl.clock import Clock
 from objrl.locking import writing
 from objrl.stopping import asked_to_stop
 from objrl.weights import WEIGHTS
@@ -215,32 +215,6 @@ def _plain(config: TrainConfig, agent: AgentConfig) -> dict[str, Any]:
         "recipe": dataclasses.asdict(agent.recipe),
         "digest": agent.digest,
     }
-
-
-class Clock:
-    """Seconds that were spent, of wall time and of all threads of this process together."""
-
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
-        self._since = time.perf_counter() - wall, time.process_time() - cpu
-
-    @property
-    def wall(self) -> float:
-        """Seconds on the wall."""
-        return time.perf_counter() - self._since[0]
-
-    @property
-    def cpu(self) -> float:
-        """Seconds of the processors."""
-        return time.process_time() - self._since[1]
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Do not count what is spent meanwhile."""
-        wall, cpu = self.wall, self.cpu
-        try:
-            yield
-        finally:
-            self._since = Clock(wall, cpu)._since
 
 
 class Course(BaseCallback):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from objrl.atomic import write_atomically
 from objrl.checkpoint import Checkpoint, restore, save_checkpoint
+from objrl.clock import Clock
 from objrl.draw import write_png
 from objrl.models.regions import Image
 from objrl.pretrain.batches import Batches
@@ -69,7 +70,7 @@ class Run:
         Raises:
             ValueError: too few frames, frames in which nothing moves, another run's checkpoint.
         """
-        self._since = time.monotonic(), time.process_time()
+        self._clock = Clock()
         self._fabric, self._store, self._config, self._out = fabric, store, config, out
         self._shown = sample(store, "val", 48)
         self._found, self._pieces = None, None
@@ -209,10 +210,10 @@ class Run:
     def export(self) -> Path:
         """Measure on held-out frames, write weights, picture and report; return the weights."""
         path = self._out / WEIGHTS
-        wall, cpu = self._clocks()
-        total: Any = self._fabric.all_reduce(torch.tensor(cpu), reduce_op="sum")
+        cpu = torch.tensor(self._clock.cpu)
+        total: Any = self._fabric.all_reduce(cpu, reduce_op="sum")
         if self._first:
-            self._export(path, wall, float(total))
+            self._export(path, self._clock.wall, float(total))
         self._fabric.barrier()
         return path
 
@@ -277,10 +278,6 @@ class Run:
         """Steps done, those of the attempts before this one included."""
         return self.course.before + self.step
 
-    def _clocks(self) -> tuple[float, float]:
-        """Return the wall and the CPU seconds of this process, those before a resume included."""
-        return time.monotonic() - self._since[0], time.process_time() - self._since[1]
-
     def _batches(self, step: int) -> Batches:
         return Batches(
             *(self._store, self.task),
@@ -304,10 +301,8 @@ class Run:
             )
         restore(resumed, self._whole, self._optimizers)
         self.step, self.steps = resumed.about["step"], resumed.about["steps"]
-        self._since = (
-            self._since[0] - resumed.about["seconds"],
-            self._since[1] - resumed.about["cpu_seconds"],
-        )
+        before = resumed.about["seconds"], resumed.about["cpu_seconds"]
+        self._clock = Clock(self._clock.wall + before[0], self._clock.cpu + before[1])
         self._fabric.print(f"resumed at step {self.step} of {self.steps}")
 
     def _steps_in(self, seconds: float) -> int:
@@ -330,7 +325,7 @@ class Run:
         look_at(self.task.perceiver(), self._shown, self._pieces)
         # Looks cost time too; the last one stands for what is measured and written at the end.
         looks = (LOOKS + 1) * (time.monotonic() - begin)
-        left = seconds - self._clocks()[0] - looks
+        left = seconds - self._clock.wall - looks
         steps = max(1, int(left / statistics.median(np.diff(times[1:]))))
         return int(self._fabric.broadcast(steps))
 
@@ -377,9 +372,9 @@ class Run:
 
     def _save(self) -> None:
         if self._first:
-            wall, cpu = self._clocks()
-            far = {"step": self.step, "steps": self.steps, "seconds": wall, "cpu_seconds": cpu}
-            about = {**self._about, **far, "course": dataclasses.asdict(self.course)}
+            far = {"step": self.step, "steps": self.steps}
+            spent = {"seconds": self._clock.wall, "cpu_seconds": self._clock.cpu}
+            about = {**self._about, **far, **spent, "course": dataclasses.asdict(self.course)}
             save_checkpoint(self._out / CHECKPOINT, self._whole, self._optimizers, about)
 
 

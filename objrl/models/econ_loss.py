@@ -66,8 +66,8 @@ def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     """
     if len(image) < 2:
         return image.new_zeros(())
-    part = output.part
-    whole = Gaussian(part.code.mean[:, :-1].detach(), part.code.std[:, :-1].detach())
+    part, winner = output.part, output.winner[:, :-1]
+    whole = [code[:, :-1].detach() for code in (part.code.mean, part.code.std)]
     region = part.region[:, :-1].detach()
     other, step = _occluders(region)
     before = region[other, step]
@@ -75,10 +75,10 @@ def hidden_gap(model: Econ, image: Tensor, output: EconOutput) -> Tensor:
     shown = image[:, None] * (1 - before) + image[other] * before
     gap = image.new_zeros(())
     for number, expert in enumerate(model.known):
-        mine = output.winner[:, :-1] == number
+        mine = winner == number
         if mine.any():
             guess = expert.encode(shown[:, mine].flatten(0, 1), seen[:, mine].flatten(0, 1))
-            mean, std = (code[mine].repeat(_HIDDEN, 1) for code in (whole.mean, whole.std))
+            mean, std = (code[mine].repeat(_HIDDEN, 1) for code in whole)
             gap = gap + gaussian_kl(Gaussian(mean, std), guess.mean, guess.std).sum()
     return gap / other.numel()
 
